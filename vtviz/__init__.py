@@ -1,0 +1,3 @@
+"""Visual Transformers (Wu et al. 2020) and their visual tokens, made visible."""
+
+__version__ = "0.1.0"

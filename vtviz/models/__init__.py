@@ -1,0 +1,1 @@
+"""The models: visual transformers, the ResNets around them, and their registry."""
