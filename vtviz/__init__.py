@@ -1,3 +1,60 @@
-"""Visual Transformers (Wu et al. 2020) and their visual tokens, made visible."""
+"""Visual Transformers (Wu et al. 2020) and their visual tokens, made visible.
+
+Everything public is imported when it is first used, so that ``import vtviz`` costs milliseconds.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from vtviz.errors import CheckpointError, ConfigError, DataError, ImageError, TrainingError, VtvizError
+
+if TYPE_CHECKING:
+    from vtviz.checkpoints import create_model
+    from vtviz.predictor import Predictor, extract_tokens, list_models, load_model
+    from vtviz.render import grid, overlay
+    from vtviz.tokens import LayerMaps, TokenMaps
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
+    "ImageError",
+    "LayerMaps",
+    "Predictor",
+    "TokenMaps",
+    "TrainingError",
+    "VtvizError",
+    "create_model",
+    "extract_tokens",
+    "grid",
+    "list_models",
+    "load_model",
+    "overlay",
+]
+
+_HOMES = {
+    "LayerMaps": "vtviz.tokens",
+    "Predictor": "vtviz.predictor",
+    "TokenMaps": "vtviz.tokens",
+    "create_model": "vtviz.checkpoints",
+    "extract_tokens": "vtviz.predictor",
+    "grid": "vtviz.render",
+    "list_models": "vtviz.predictor",
+    "load_model": "vtviz.predictor",
+    "overlay": "vtviz.render",
+}
+"""Public name -> the module that it lives in."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
-from typing import Any
+from typing import Any, get_type_hints
 
 from torch import nn
 
 from vtviz.errors import ConfigError, did_you_mean
 from vtviz.models.resnet import ResNet, ResNetConfig
 from vtviz.models.visual_transformer import VTStageConfig
+from vtviz.models.vt_fpn import VTFPN, PanopticFPN, PanopticFPNConfig, VTFPNConfig
 from vtviz.models.vt_resnet import VTResNet, VTResNetConfig
 
 
 @dataclass(frozen=True)
 class ModelEntry:
-    """A model's class and its configurations by preset name; ``counts`` is the default."""
+    """A model's class and its configurations by preset name, the default first.
+
+    ``counts`` has the parameters and MACs of the paper's tables and is there for every model.
+    """
 
     build: Callable[[Any], nn.Module]
     presets: Mapping[str, Any]
@@ -34,12 +38,21 @@ def _vt_resnet(depth: int, counts: VTStageConfig) -> ModelEntry:
     return ModelEntry(VTResNet, {name: VTResNetConfig(depth, stage) for name, stage in stages.items()})
 
 
+def _segmenter(build: type[PanopticFPN | VTFPN], config: PanopticFPNConfig) -> ModelEntry:
+    msra = replace(config, stride_in_1x1=config.depth >= 50)
+    # torchvision's placement first: whoever names no preset may go on to load torchvision's weights, which fit either
+    # placement by shape but compute nonsense in the other
+    return ModelEntry(build, {"torchvision": config, "counts": msra})
+
+
 MODELS: dict[str, ModelEntry] = {
     **{f"resnet{d}": ModelEntry(ResNet, {"counts": ResNetConfig(d)}) for d in (18, 34, 50, 101)},
     "vt_resnet18": _vt_resnet(18, VTStageConfig(blocks=2, num_tokens=16, channels=512, kqv_groups=1)),
     "vt_resnet34": _vt_resnet(34, VTStageConfig(blocks=3, num_tokens=16, channels=512)),
     "vt_resnet50": _vt_resnet(50, VTStageConfig(blocks=3, num_tokens=4, channels=1024)),
     "vt_resnet101": _vt_resnet(101, VTStageConfig(blocks=3, num_tokens=4, channels=1024)),
+    **{f"panoptic_fpn_resnet{d}": _segmenter(PanopticFPN, PanopticFPNConfig(d)) for d in (18, 34, 50, 101)},
+    **{f"vt_fpn_resnet{d}": _segmenter(VTFPN, VTFPNConfig(d)) for d in (18, 34, 50, 101)},
 }
 
 
@@ -50,32 +63,35 @@ def find_entry(name: str) -> ModelEntry:
     return MODELS[name]
 
 
-def make_config(name: str, preset: str = "counts", **overrides: Any) -> Any:
+def make_config(name: str, preset: str | None = None, **overrides: Any) -> Any:
     """The configuration of ``preset``, with fields of the model or of its VT stage overridden by name.
 
     Raises ConfigError for an unknown model, preset or field.
     """
     presets = find_entry(name).presets
+    preset = next(iter(presets)) if preset is None else preset
     if preset not in presets:
         raise ConfigError(f"unknown preset {preset!r} of {name}{did_you_mean(preset, presets)}")
     config = presets[preset]
     own = {f.name for f in fields(config)}
-    stage = getattr(config, "stage", None)
+    stage: VTStageConfig | None = getattr(config, "stage", None)
     stage_fields = {f.name for f in fields(stage)} if stage is not None else set()
     for key in overrides:
         if key not in own | stage_fields:
             raise ConfigError(f"{name} has no option {key!r}{did_you_mean(key, own | stage_fields)}")
-    if inner := {k: v for k, v in overrides.items() if k in stage_fields}:
+    if stage is not None:
+        inner = {k: v for k, v in overrides.items() if k in stage_fields}
         config = replace(config, stage=replace(stage, **inner))
     return replace(config, **{k: v for k, v in overrides.items() if k in own})
 
 
-def build_model(name: str, preset: str = "counts", **overrides: Any) -> nn.Module:
+def build_model(name: str, preset: str | None = None, **overrides: Any) -> nn.Module:
     """A freshly initialised model, e.g. ``build_model("vt_resnet18", num_classes=109, num_tokens=8)``.
 
     Args:
         name: a key of :data:`MODELS`.
-        preset: a named configuration of that model.
+        preset: a named configuration of that model; by default ``counts`` for a classifier and ``torchvision`` for a
+            segmentation model, which are the ones that torchvision's backbone weights fit.
         **overrides: configuration fields by name.
 
     Raises:
@@ -100,7 +116,6 @@ def model_from_config(name: str, data: Mapping[str, Any]) -> nn.Module:
 
 
 def _from_dict(kind: type, data: Mapping[str, Any], name: str) -> Any:
-    nested = {"stage": VTStageConfig}
     if not isinstance(data, Mapping):
         raise ConfigError(f"{name}: configuration must be an object, got {type(data).__name__}")
     known = {f.name: f for f in fields(kind)}
@@ -108,13 +123,15 @@ def _from_dict(kind: type, data: Mapping[str, Any], name: str) -> Any:
         key = min(unknown)
         raise ConfigError(f"{name} has no option {key!r}{did_you_mean(key, known)}")
     values: dict[str, Any] = {}
+    kinds = get_type_hints(kind)
     for key, value in data.items():
-        if key in nested:
-            values[key] = _from_dict(nested[key], value, name)
-        elif is_dataclass(value) or not isinstance(value, bool | int | float | str):
-            raise ConfigError(f"{name}: option {key!r} must be a number, a string or a boolean, got {value!r}")
-        else:
+        expected = kinds[key]
+        if isinstance(expected, type) and is_dataclass(expected):
+            values[key] = _from_dict(expected, value, name)
+        elif type(value) is expected or (expected is float and type(value) is int):
             values[key] = value
+        else:
+            raise ConfigError(f"{name}: option {key!r} must be of type {expected.__name__}, got {value!r}")
     try:
         return kind(**values)
     except TypeError as error:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +30,14 @@ POSITION_CHANNELS = 32
 def groups_for(channels: int) -> int:
     """Groups of a grouped 1x1 convolution over ``channels`` (256 -> 4, 512 -> 8, 1024 -> 16)."""
     return max(1, min(16, channels // 64))
+
+
+def check_widths(channels: int, token_channels: int, heads: int, kqv_groups: int) -> None:
+    """Raise ConfigError unless heads and groups divide the channels that they split."""
+    if channels % heads or token_channels % (2 * heads):
+        raise ConfigError(f"heads={heads} must divide channels={channels} and half of token_channels={token_channels}")
+    if token_channels % (2 * kqv_groups):
+        raise ConfigError(f"kqv_groups={kqv_groups} must divide half of token_channels={token_channels}")
 
 
 @dataclass(frozen=True)
@@ -67,13 +75,7 @@ class VTStageConfig:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.blocks > 1 and self.num_tokens % 2:
             raise ConfigError(f"num_tokens must be even when later blocks replace half of them, got {self.num_tokens}")
-        if self.channels % self.heads or self.token_channels % (2 * self.heads):
-            raise ConfigError(
-                f"heads={self.heads} must divide channels={self.channels} and half of "
-                f"token_channels={self.token_channels}"
-            )
-        if self.token_channels % (2 * self.kqv_groups):
-            raise ConfigError(f"kqv_groups={self.kqv_groups} must divide half of token_channels={self.token_channels}")
+        check_widths(self.channels, self.token_channels, self.heads, self.kqv_groups)
 
 
 class TokenizerOutput(NamedTuple):
@@ -117,12 +119,38 @@ class BlockOutput(NamedTuple):
     projector: ProjectorOutput | None
 
 
+class _OwnLayout(torch.autograd.Function):
+    """Identity whose gradient comes back in the memory format of the tensor itself."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        last = x.is_contiguous(memory_format=torch.channels_last)
+        ctx.memory_format = torch.channels_last if last else torch.contiguous_format
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return grads[0].contiguous(memory_format=ctx.memory_format)
+
+
+class BatchNorm2d(nn.BatchNorm2d):
+    """Batch norm beside matrix products, whose gradients do not keep to channels_last.
+
+    On the CPU batch norm's backward is some twenty times slower where its input and its gradient differ in layout.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> the same shape."""
+        x = super().forward(x)
+        return _OwnLayout.apply(x) if x.requires_grad and x.device.type == "cpu" else x
+
+
 class Pointwise(nn.Module):
     """A bias-free 1x1 convolution and its batch norm, over (N, C, L) or (N, C, H, W)."""
 
     def __init__(self, dims: int, cin: int, cout: int, groups: int = 1, *, zero_init: bool = False) -> None:
         super().__init__()
-        conv, norm = ((nn.Conv1d, nn.BatchNorm1d), (nn.Conv2d, nn.BatchNorm2d))[dims - 1]
+        conv, norm = ((nn.Conv1d, nn.BatchNorm1d), (nn.Conv2d, BatchNorm2d))[dims - 1]
         self.conv = conv(cin, cout, 1, groups=groups, bias=False)
         self.norm = norm(cout)
         # unit gain per group: the transformer is normalised, but the first logits should start at a sane scale
@@ -133,6 +161,16 @@ class Pointwise(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(N, C_in, ...) -> (N, C_out, ...)."""
         return self.norm(self.conv(x))
+
+
+def bilinear_weights(side: int, like: Tensor) -> Tensor:
+    """The matrix (14, side) that resizes ``side`` values to 14 as bilinear ``F.interpolate`` does.
+
+    Rows @ map @ columns^T is the same resize, without a kernel whose threads share out only the 14 x 14 outputs: with
+    thousands of small maps that one takes several times as long as the rest of the network on a GPU.
+    """
+    eye = torch.eye(side, dtype=like.dtype, device=like.device)
+    return F.interpolate(eye[None], POSITION_GRID, mode="linear", align_corners=False)[0].T
 
 
 class PositionEncoder(nn.Module):
@@ -152,8 +190,9 @@ class PositionEncoder(nn.Module):
         n, heads, tokens, height, width = coefficients.shape
         maps = coefficients.transpose(1, 2).reshape(n * tokens, heads, height, width)
         if (height, width) != (POSITION_GRID, POSITION_GRID):
-            maps = F.interpolate(maps, size=(POSITION_GRID, POSITION_GRID), mode="bilinear", align_corners=False)
-            maps = maps * (height * width / POSITION_GRID**2)
+            rows, columns = (bilinear_weights(side, maps) for side in (height, width))
+            maps = rows @ maps @ columns.T * (height * width / POSITION_GRID**2)
+        maps = maps.to(self.reduce.conv.weight.dtype)  # coefficients are float32 in a model of any dtype
         reduced = self.reduce(maps).reshape(n, tokens, POSITION_GRID**2)
         return self.encode(reduced.transpose(1, 2))
 
@@ -176,9 +215,11 @@ class Tokenizer(nn.Module):
         dynamic: bool,
         position_encoding: bool,
         static_scale: bool,
+        groups: int | None = None,
     ) -> None:
+        """``groups``: of the key and value convolutions; :func:`groups_for` ``(channels)`` by default."""
         super().__init__()
-        groups = groups_for(channels)
+        groups = groups or groups_for(channels)
         self.dynamic = dynamic
         self.heads = heads if dynamic else 1
         self.scale = 1.0 / math.sqrt(channels / heads if dynamic else channels if static_scale else 1.0)
@@ -263,15 +304,23 @@ class Projector(nn.Module):
     """Fuses the tokens back into the feature map: each cell reads the tokens that it asks for (Eq. 4, Listing 4)."""
 
     def __init__(
-        self, channels_in: int, channels: int, token_channels: int, *, heads: int, drop_path: float = 0.0
+        self,
+        channels_in: int,
+        channels: int,
+        token_channels: int,
+        *,
+        heads: int,
+        groups: int | None = None,
+        drop_path: float = 0.0,
     ) -> None:
+        """``groups``: of the query convolution; :func:`groups_for` ``(channels)`` by default."""
         super().__init__()
         self.heads = heads
         self.scale = 1.0 / math.sqrt(channels / heads)
         self.key = Pointwise(1, token_channels, channels)
         self.value = nn.Identity() if token_channels == channels else Pointwise(1, token_channels, channels)
-        self.query = Pointwise(2, channels_in, channels, groups_for(channels))
-        self.norm = nn.BatchNorm2d(channels)
+        self.query = Pointwise(2, channels_in, channels, groups or groups_for(channels))
+        self.norm = BatchNorm2d(channels)
         nn.init.zeros_(self.norm.weight)  # a fresh block passes its input through
         self.adapter = nn.Identity() if channels_in == channels else Pointwise(2, channels_in, channels)
         self.drop_path = StochasticDepth(drop_path, "row")

@@ -51,6 +51,11 @@ class VTResNet(Classifier):
         """Input pixels per cell of each block's token maps; cell i is centred at pixel ``stride * i``."""
         return (self.backbone.strides[-1],) * self.config.stage.blocks
 
+    @property
+    def token_names(self) -> tuple[str, ...]:
+        """Name of each block's token maps."""
+        return tuple(f"block{i}" for i in range(self.config.stage.blocks))
+
     def forward_features(self, x: Tensor) -> Tensor:
         """Image (N, in_channels, H, W), normalised -> the stage's output tokens (N, C_T, L)."""
         return self.stage(self.backbone(x)[-1])[-1].tokens

@@ -1,0 +1,48 @@
+"""``python app.py`` or ``python -m app``: the page on http://127.0.0.1:7860."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+from vtviz.errors import VtvizError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Serve the page until interrupted; 2 and one line on a wrong option."""
+    parser = argparse.ArgumentParser(prog="app.py", description="See what each visual token looks at, in the browser.")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s, this machine)")
+    parser.add_argument("--port", type=int, default=7860, help="port to listen on (default: %(default)s)")
+    parser.add_argument("--model", metavar="NAME|PATH", help="a checkpoint, or a run's folder, to open first")
+    parser.add_argument("--device", help="where models run: cpu, cuda, cuda:1 (default: cuda where there is one)")
+    parser.add_argument("--share", action="store_true", help="also serve over a public gradio.live address")
+    parser.add_argument("--auth", metavar="USER:PASSWORD", help="ask for this name and password")
+    options = parser.parse_args(arguments)
+    user, _, password = (options.auth or "").partition(":")
+    if options.auth is not None and not (user and password):
+        parser.error("--auth must be USER:PASSWORD")
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: idle threads must not starve the server
+    from app.page import build_page, launch_options  # noqa: PLC0415
+    from app.shelf import Shelf  # noqa: PLC0415
+
+    try:
+        page = build_page(Shelf(options.model, options.device))
+        page.launch(
+            server_name=options.host,
+            server_port=options.port,
+            share=options.share,
+            auth=(user, password) if options.auth else None,
+            **launch_options(),
+        )
+    except VtvizError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError:  # Gradio's own text names its own options
+        print(f"error: cannot listen on {options.host}:{options.port}; try another --port", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,55 @@
+"""The page as a whole: its tabs, and how it is served."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gradio as gr
+
+from app.about import About
+from app.canvas import head, style
+from app.explore import KEEP_SECONDS, Explore
+from app.shelf import Shelf
+from vtviz.images import LIMITS
+
+TITLE = "vtviz: what visual tokens look at"
+WAITING = 64
+"""Calls that may wait; more are told at once that the page is full."""
+SESSIONS = 500
+"""Sessions remembered; each may hold one payload (about half a megabyte)."""
+
+
+def build_page(shelf: Shelf) -> gr.Blocks:
+    """The page over the models of ``shelf``, ready for ``launch(**launch_options())``."""
+    with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(600, KEEP_SECONDS), fill_width=True) as page:
+        gr.HTML(
+            '<header class="vtx-header"><h1>vtviz</h1><p>What does each visual token look at?</p></header>',
+            apply_default_css=False,
+        )
+        explore, about = Explore(shelf), About(shelf)
+        with gr.Tab("Explore", id="explore"):
+            explore.build()
+        with gr.Tab("About", id="about"):
+            about.build(explore.model)
+        page.load(
+            explore.remember, None, [explore.state], queue=False, show_progress="hidden", api_visibility="private"
+        )
+    return page.queue(max_size=WAITING)
+
+
+def launch_options() -> dict[str, Any]:
+    """What ``launch`` needs for this page: style, scripts, and nothing kept, sent out or served that should not be."""
+    font: list[Any] = [gr.themes.LocalFont("Source Sans Pro", weights=(400, 700)), "system-ui", "sans-serif"]
+    return {
+        "theme": gr.themes.Default(primary_hue="blue", neutral_hue="zinc", font=font),
+        "css": style(),
+        "head": head(),
+        "allowed_paths": [],
+        "run_history": False,
+        "max_file_size": LIMITS.bytes,
+        "state_session_capacity": SESSIONS,
+        "footer_links": ["api", "settings"],
+        "ssr_mode": False,
+        "enable_monitoring": False,
+        "show_error": False,
+    }

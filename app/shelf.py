@@ -1,0 +1,72 @@
+"""The models that the page offers."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from pathlib import Path
+from threading import Lock
+
+import torch
+
+import vtviz.predictor as vt
+from vtviz.checkpoints import find
+from vtviz.errors import ConfigError, did_you_mean
+from vtviz.predictor import Predictor
+
+LOADED = 3
+"""Models kept in memory at once (a VT-ResNet-18 takes about 50 MB)."""
+
+
+class Shelf:
+    """Models by name, loaded when first asked for. Any number of threads may share one.
+
+    Args:
+        extra: a model of the user's own, offered first: what :func:`vtviz.load_model` takes.
+        device: where the models run; CUDA where there is one by default.
+
+    Raises:
+        CheckpointError: if ``extra`` is not there.
+        ConfigError: for a device that is not there.
+    """
+
+    def __init__(self, extra: str | None = None, device: str | None = None) -> None:
+        try:
+            torch.zeros(1, device=device).item()
+        except (RuntimeError, AssertionError) as error:
+            raise ConfigError(f"cannot use device {device!r}: {str(error).splitlines()[0]}") from None
+        self.device = device
+        shipped = vt.list_models()
+        shipped.sort(key=lambda name: name != vt.DEFAULT_MODEL)
+        self._sources = {name: name for name in shipped}
+        if extra is not None:
+            name = extra if extra in self._sources or extra.startswith("hf://") else _own_name(find(extra))
+            self._sources = {name: extra} | {k: v for k, v in self._sources.items() if k != name}
+        self._loaded: OrderedDict[str, Predictor] = OrderedDict()
+        self._lock = Lock()
+
+    @property
+    def names(self) -> list[str]:
+        """What can be chosen; the first is the default."""
+        return list(self._sources)
+
+    def get(self, name: str) -> Predictor:
+        """The model called ``name``.
+
+        Raises:
+            ConfigError: for a name that is not offered.
+            CheckpointError: where it is damaged.
+        """
+        if name not in self._sources:
+            raise ConfigError(f"this page has no model {name!r}{did_you_mean(str(name), self._sources)}")
+        with self._lock:
+            if name not in self._loaded:
+                self._loaded[name] = vt.load_model(self._sources[name], self.device)
+                while len(self._loaded) > LOADED:
+                    self._loaded.popitem(last=False)
+            self._loaded.move_to_end(name)
+            return self._loaded[name]
+
+
+def _own_name(path: Path) -> str:
+    """A run's ``best.safetensors`` is told apart by its folder."""
+    return f"{path.parent.name}/{path.stem}" if path.stem in {"best", "last"} else path.stem

@@ -1,0 +1,82 @@
+/* The display options: what there is, in plain words, and the bar of controls. None of them asks the server. */
+(function () {
+  "use strict";
+  const vtviz = window.vtviz;
+  const { make, help, labelled, select } = vtviz;
+
+  const DEFAULTS = { colormap: "jet", scale: "shared", fixed: 10, opacity: 0.5, align: "receptive_field", head: -1 };
+
+  const SCALES = [
+    ["shared", "Shared by all"],
+    ["map", "Each its own"],
+    ["fixed", "Fixed, up to …"],
+  ];
+  const ALIGNMENTS = [
+    ["receptive_field", "Receptive field"],
+    ["resize", "Plain resize"],
+  ];
+
+  const HELP = {
+    colormap:
+      "Jet is the paper's: red high, blue low. The others grow evenly brighter, which reads more truly and suits " +
+      "colour-blind eyes.",
+    opacity: "How strongly the colours cover the photo.",
+    scale:
+      "Shared: one scale for every token and layer, so that colours can be compared. Each its own: from that map's " +
+      "least value to its greatest; faint maps show, but so does noise. Fixed: you set the top, to compare photos.",
+    align:
+      "Receptive field: each cell is drawn where the network sees it. Plain resize is what most tools draw, half a " +
+      "cell too far down and right.",
+    head:
+      "A dynamic tokenizer looks with several heads at once; Mean is their average. A static one has a single head.",
+  };
+
+  /** Controls for `options`; every change calls `onchange(patch)`. `sync(options, layers)` shows the current values. */
+  function optionsBar(colormaps, options, onchange) {
+    const pick = (key, choices) => select(choices, options[key], (value) => onchange({ [key]: value }));
+    const names = colormaps.map((name) => [name, name[0].toUpperCase() + name.slice(1)]);
+    const colormap = pick("colormap", names);
+    const scale = pick("scale", SCALES);
+    const align = pick("align", ALIGNMENTS);
+    const head = select([["-1", "Mean"]], "-1", (value) => onchange({ head: Number(value) }));
+    const top = make("input", {
+      type: "number", min: 0.5, max: 1000, step: 0.5, class: "vtx-top", "aria-label": "Top of the fixed scale, × uniform",
+      oninput: () => top.valueAsNumber > 0 && onchange({ fixed: top.valueAsNumber }),
+    });
+    const opacity = make("input", {
+      type: "range", min: 0, max: 1, step: 0.01,
+      oninput: () => onchange({ opacity: opacity.valueAsNumber }),
+    });
+    const field = (caption, control, key) => labelled(caption, control, help(caption.toLowerCase(), HELP[key]));
+    const scaleField = field("Scale", scale, "scale");
+    scaleField.append(top);
+    const element = make(
+      "div",
+      { class: "vtx-options", role: "group", "aria-label": "Display options" },
+      field("Colours", colormap, "colormap"),
+      field("Opacity", opacity, "opacity"),
+      scaleField,
+      field("Alignment", align, "align"),
+      field("Heads", head, "head"),
+    );
+    const sync = (values, layers) => {
+      const heads = Math.max(...layers.map((layer) => layer.heads));
+      if (head.options.length !== heads + 1) {
+        const texts = ["Mean", ...Array.from({ length: heads }, (_, i) => `Head ${i}`)];
+        head.replaceChildren(...texts.map((text, i) => make("option", { value: i - 1 }, text)));
+      }
+      head.disabled = heads === 1;
+      Object.assign(colormap, { value: values.colormap });
+      Object.assign(scale, { value: values.scale });
+      Object.assign(align, { value: values.align });
+      Object.assign(head, { value: String(values.head) });
+      if (document.activeElement !== top) top.value = values.fixed;
+      opacity.value = values.opacity;
+      opacity.setAttribute("aria-valuetext", `${Math.round(100 * values.opacity)} %`);
+      scaleField.classList.toggle("vtx-fixed", values.scale === "fixed");
+    };
+    return { element, sync };
+  }
+
+  Object.assign(vtviz, { DEFAULTS, optionsBar });
+})();

@@ -1,0 +1,82 @@
+"""Small models for the page, the page itself on a free port, and a browser."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from app.page import build_page, launch_options
+from app.shelf import Shelf
+from vtviz import checkpoints
+
+CLASSES = ("tabby cat", "<b>cup</b>", "rocket", "person", "flag & pole")
+CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
+FLAGS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory, tiny_model, tiny_card) -> Iterator[Path]:
+    """A folder of three models: ``own``, ``blank`` (not trained) and ``plain`` (a ResNet, without tokens)."""
+    folder = tmp_path_factory.mktemp("models")
+    for name, kind, fields in (
+        ("own", "vt_resnet18", {"accuracy": {"top1": 0.625, "n": 5450}, "data": {"name": "<i>photos</i>"}}),
+        ("blank", "vt_resnet18", {"trained": False}),
+        ("plain", "resnet18", {}),
+    ):
+        model = tiny_model(kind)
+        card = tiny_card(model, name=name, model=kind, classes=CLASSES, **fields)
+        checkpoints.save(folder / f"{name}.safetensors", model, card)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VTVIZ_CHECKPOINTS", str(folder))
+        yield folder
+
+
+@pytest.fixture(scope="session")
+def shelf(models) -> Shelf:
+    return Shelf(str(models / "own.safetensors"), device="cpu")
+
+
+@pytest.fixture(scope="session")
+def address(shelf) -> Iterator[str]:
+    """The page, served by this process."""
+    page = build_page(shelf)
+    options = launch_options() | {"server_name": "127.0.0.1", "server_port": None, "quiet": True}
+    _, url, _ = page.launch(prevent_thread_lock=True, **options)
+    yield url
+    page.close(verbose=False)
+
+
+@pytest.fixture(scope="session")
+def photo(tmp_path_factory, coffee) -> Path:
+    """A photo as a user has it: a JPEG that lies on its side, its EXIF telling so."""
+    path = tmp_path_factory.mktemp("photos") / "my coffee.jpg"
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees clockwise
+    Image.fromarray(np.rot90(coffee)).save(path, quality=95, exif=exif)
+    return path
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[object]:
+    """Chromium: $VTVIZ_CHROMIUM, else what PATH has."""
+    api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    wanted = os.environ.get("VTVIZ_CHROMIUM")
+    found = wanted or next(filter(None, map(shutil.which, CHROMIUM)), None)
+    if not found:
+        pytest.skip(f"no browser: none of {', '.join(CHROMIUM)} on PATH, and $VTVIZ_CHROMIUM is not set")
+    with api.sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=found, headless=True, args=FLAGS)
+        yield chromium
+        chromium.close()

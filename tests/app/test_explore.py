@@ -1,0 +1,175 @@
+import os
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import gradio as gr
+import numpy as np
+import pytest
+
+from app.explore import EXPIRED, VIEWS, Explore, Shown, message, open_photo
+from app.page import build_page, launch_options
+from app.payload import decode_layer
+from app.shelf import Shelf
+from vtviz.predictor import extract_tokens
+
+WHOLE, CENTRE = VIEWS
+
+
+@pytest.fixture(scope="module")
+def explore(shelf) -> Explore:
+    explore = Explore(shelf)
+    with gr.Blocks():
+        explore.build()
+    return explore
+
+
+def skipped(value) -> bool:
+    return value == gr.skip()
+
+
+def test_the_first_example_is_explained_before_anybody_asks(explore):
+    payload, problem = explore.first()
+    assert problem == ""
+    assert [len(layer["statistics"][0]["tokens"]) for layer in payload["layers"]] == [16, 8]
+    assert explore.first()[0] is payload  # computed once for all visitors
+    assert explore.remember() == Shown("cat", uploaded=False, model="own", view=WHOLE)
+
+
+def test_an_upload_gives_its_maps_and_empties_the_slot(explore, photo, models):
+    payload, shown, problem, slot = explore.open_upload({"path": str(photo)}, "own", CENTRE)
+    assert (problem, slot) == ("", None)
+    assert shown == Shown(str(photo), uploaded=True, model="own", view=CENTRE)
+    expected = extract_tokens(photo, str(models / "own.safetensors"), crop="center")
+    assert payload["geometry"] == expected.geometry.to_dict()
+    assert payload["geometry"]["original"] == [400, 600]  # upright
+    for got, layer in zip(payload["layers"], expected.layers, strict=True):
+        np.testing.assert_array_equal(decode_layer(got), layer.coefficients)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "line"),
+    [
+        ("<b>.png", b"<svg>", "&#x27;&lt;b&gt;.png&#x27; is not a JPEG, PNG, WebP, BMP, GIF or TIFF image"),
+        ("empty.jpg", b"", "it is empty"),
+        ("half.png", b"\x89PNG\r\n\x1a\n0000", "is damaged"),
+    ],
+)
+def test_a_bad_upload_is_one_line_and_loses_nothing(explore, tmp_path, name, content, line):
+    path = tmp_path / name
+    path.write_bytes(content)
+    canvas, shown, problem, slot = explore.open_upload({"path": str(path)}, "own", WHOLE)
+    assert skipped(canvas)
+    assert skipped(shown)
+    assert slot is None
+    assert line in problem
+    assert str(tmp_path) not in problem  # where the server keeps its files is nobody's business
+    assert problem.count("<") == 2  # the line's own paragraph
+    assert "\n" not in problem
+
+
+@pytest.mark.parametrize(
+    ("photo", "model", "view", "line"),
+    [
+        ({"path": "/nowhere/photo.png"}, "own", WHOLE, EXPIRED),
+        ({}, "own", WHOLE, EXPIRED),
+        ({"path": ""}, "own", WHOLE, EXPIRED),
+        ({"path": "/etc"}, "own", WHOLE, EXPIRED),
+        ({"path": __file__}, "bonsai", WHOLE, "this page has no model"),
+        ({"path": __file__}, "own", "Left half", "unknown view"),
+        ({"path": __file__}, "own", ["Whole photo"], "unknown view"),
+        ({"path": __file__}, None, WHOLE, "this page has no model"),
+    ],
+)
+def test_whatever_the_browser_sends_is_checked(explore, photo, model, view, line):
+    canvas, _, problem, _ = explore.open_upload(photo, model, view)
+    assert skipped(canvas)
+    assert line in problem
+
+
+def test_clearing_the_slot_changes_nothing(explore):
+    canvas, shown, problem, slot = explore.open_upload(None, "own", WHOLE)
+    assert (skipped(canvas), skipped(shown), problem, slot) == (True, True, "", None)
+
+
+def test_an_example_is_picked_by_its_key(explore):
+    payload, shown, problem = explore.open_example("own", WHOLE, SimpleNamespace(key="coffee"))
+    assert (shown.photo, shown.uploaded, problem) == ("coffee", False, "")
+    assert payload["geometry"]["original"] == [400, 600]
+    canvas, _, problem = explore.open_example("own", WHOLE, SimpleNamespace(key="cofee"))
+    assert skipped(canvas)
+    assert "did you mean &#x27;coffee&#x27;?" in problem
+
+
+def test_another_model_or_crop_shows_the_same_photo(explore, photo):
+    _, shown, *_ = explore.open_upload({"path": str(photo)}, "own", WHOLE)
+    payload, again, problem = explore.reopen(shown, "blank", CENTRE)
+    assert problem == ""
+    assert (again.photo, again.model, again.view) == (str(photo), "blank", CENTRE)
+    assert payload["trained"] is False
+    assert payload["geometry"]["input"] == [224, 224]
+    payload, *_ = explore.reopen(shown, "plain", WHOLE)
+    assert payload["layers"] == []
+    assert len(payload["prediction"]) == 5
+
+
+def test_an_expired_session_is_told_so(explore, photo, tmp_path):
+    assert explore.reopen(None, "own", WHOLE)[2] == message(EXPIRED)
+    assert explore.arrays(None) == (None, message(EXPIRED))
+    gone = Path(shutil.copy(photo, tmp_path / "gone.jpg"))
+    _, shown, *_ = explore.open_upload({"path": str(gone)}, "own", WHOLE)
+    gone.unlink()
+    assert explore.reopen(shown, "own", CENTRE)[2] == message(EXPIRED)
+
+
+def test_the_arrays_are_those_of_the_api(explore, photo, models):
+    _, shown, *_ = explore.open_upload({"path": str(photo)}, "own", WHOLE)
+    path, problem = explore.arrays(shown)
+    assert problem == ""
+    assert Path(path).name == "my_coffee_own_tokens.npz"
+    assert Path(path).is_relative_to(explore.file.GRADIO_CACHE)  # served from there, deleted from there
+    expected = extract_tokens(photo, str(models / "own.safetensors"))
+    with np.load(path) as stored:
+        np.testing.assert_array_equal(stored["logits"], expected.logits)
+        for layer in expected.layers:
+            np.testing.assert_array_equal(stored[f"{layer.name}.coefficients"], layer.coefficients)
+            np.testing.assert_array_equal(stored[f"{layer.name}.tokens_out"], layer.tokens_out)
+    assert "without tokens" in explore.arrays(Shown(str(photo), uploaded=True, model="plain", view=WHOLE))[1]
+
+
+def test_the_endpoint_raises_what_the_page_says(explore, photo):
+    with pytest.raises(gr.Error, match="a photo is needed"):
+        explore.extract(None, "own", WHOLE)
+    with pytest.raises(gr.Error, match="this page has no model"):
+        explore.extract({"path": str(photo)}, "nope", WHOLE)
+
+
+def test_a_page_without_models_says_what_to_do(models):
+    shelf = Shelf("own")
+    shelf._sources.clear()
+    explore = Explore(shelf)
+    assert explore.first() == (None, message("No model found: put one into checkpoints/, or start with --model PATH."))
+    assert explore.remember() is None
+    assert {f.api_name for f in build_page(shelf).fns.values()} >= {"extract"}  # the page opens all the same
+
+
+def test_examples_are_not_read_from_disk_again(explore):
+    shown = explore.remember()
+    assert open_photo(shown) is open_photo(shown)
+
+
+def test_only_one_door_is_open_and_nothing_is_kept(shelf, photo):
+    page = build_page(shelf)
+    public = {f.api_name for f in page.fns.values() if f.api_visibility == "public"}
+    assert public == {"extract"}
+    model_calls = [f for f in page.fns.values() if f.concurrency_id == "model"]
+    assert len(model_calls) == 6
+    assert all(f.concurrency_limit == 1 for f in model_calls)
+    assert page.delete_cache == (600, 3600)
+    assert page.analytics_enabled is False
+    assert os.environ["GRADIO_ANALYTICS_ENABLED"] == "False"
+    options = launch_options()
+    assert options["allowed_paths"] == []
+    assert options["run_history"] is False
+    states = [b for b in page.blocks.values() if isinstance(b, gr.State)]
+    assert [(s.value, s.time_to_live) for s in states] == [(None, 3600)]

@@ -1,0 +1,59 @@
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from app.shelf import LOADED, Shelf
+from vtviz.errors import CheckpointError, ConfigError
+from vtviz.predictor import DEFAULT_MODEL
+
+
+def test_names_are_the_checkpoints_and_the_default_comes_first(models):
+    names = Shelf().names
+    assert {"own", "blank", "plain"} <= set(names)
+    assert names == sorted(names, key=lambda name: (name != DEFAULT_MODEL, name))
+
+
+def test_a_model_of_ones_own_comes_first_by_name_or_by_path(models, tmp_path):
+    assert Shelf("plain").names[0] == "plain"
+    run = tmp_path / "tuesday"
+    run.mkdir()
+    for suffix in (".safetensors", ".json"):
+        shutil.copy(models / f"own{suffix}", run / f"best{suffix}")
+    shelf = Shelf(str(run), device="cpu")
+    assert shelf.names[0] == "tuesday/best"
+    assert shelf.get("tuesday/best").name == "own"
+    assert "tuesday/best" not in Shelf().names
+
+
+def test_a_model_that_is_not_there_is_told_at_once(models):
+    with pytest.raises(CheckpointError, match="no such file"):
+        Shelf("./nowhere.safetensors")
+    with pytest.raises(ConfigError, match=r"no model 'onw'; did you mean 'own'\?"):
+        Shelf("own").get("onw")
+
+
+def test_only_offered_names_are_opened(models, shelf):
+    """A name comes from the browser: it must not be a way to read files."""
+    for name in (str(models / "blank.safetensors"), "../own", "hf://owner/name", None):
+        with pytest.raises(ConfigError, match="this page has no model"):
+            shelf.get(name)
+
+
+def test_few_models_stay_loaded(models, tmp_path, monkeypatch):
+    for i in range(LOADED + 2):
+        for suffix in (".safetensors", ".json"):
+            shutil.copy(models / f"own{suffix}", tmp_path / f"m{i}{suffix}")
+    monkeypatch.setenv("VTVIZ_CHECKPOINTS", str(tmp_path))
+    shelf = Shelf(device="cpu")
+    first = shelf.get("m0")
+    assert shelf.get("m0") is first
+    for i in range(1, LOADED + 1):
+        shelf.get(f"m{i}")
+    assert shelf.get("m0") is not first
+
+
+def test_two_callers_get_one_model(models):
+    shelf = Shelf("own", device="cpu")
+    with ThreadPoolExecutor(4) as pool:
+        assert len(set(map(id, pool.map(shelf.get, ["own"] * 8)))) == 1

@@ -1,0 +1,108 @@
+"""The browser's arithmetic against Python's: decoding, geometry, colours."""
+
+import base64
+
+import numpy as np
+import pytest
+
+from app.canvas import SCRIPTS, STATIC
+from app.payload import encode_array
+from vtviz import geometry, render
+
+pytestmark = pytest.mark.browser
+LAYER = "new vtviz.Layer({stride: %d, shape: [%d, %d, %d, %d], coefficients: data, statistics: []}, 0)"
+FLOATS = "(values) => btoa([...new Uint8Array(values.buffer)].map((byte) => String.fromCharCode(byte)).join(''))"
+
+
+@pytest.fixture(scope="module")
+def page(browser):
+    page = browser.new_page()
+    for name in SCRIPTS:
+        page.add_script_tag(content=(STATIC / name).read_text())
+    yield page
+    page.close()
+
+
+def run(page, body: str, data: object = None) -> np.ndarray:
+    """A Float32Array that ``body`` returns, exactly."""
+    text = page.evaluate(f"(data) => ({FLOATS})((() => {{ {body} }})())", data)
+    return np.frombuffer(base64.b64decode(text), "<f4")
+
+
+def coefficients(shape, seed=0):
+    values = np.random.default_rng(seed).random(shape, dtype=np.float32) ** 4
+    return values / values.sum(axis=(2, 3), keepdims=True)
+
+
+def test_floats_arrive_bit_for_bit(page):
+    values = np.array([0, -0.0, 1e-45, 1 / 3, 3.4e38, np.inf, -np.inf], np.float32)
+    assert run(page, "return vtviz.decodeFloats(data)", encode_array(values)).tobytes() == values.tobytes()
+
+
+@pytest.mark.parametrize("head", [-1, 0, 2])
+def test_a_map_is_in_times_uniform(page, head):
+    values = coefficients((3, 4, 5, 7))
+    got = run(page, f"return {LAYER % (16, 3, 4, 5, 7)}.map(2, {head})", encode_array(values))
+    expected = (values.mean(axis=0) if head < 0 else values[head])[2] * 35
+    np.testing.assert_allclose(got, expected.ravel(), rtol=1e-6)
+
+
+@pytest.mark.parametrize("align", geometry.ALIGNMENTS)
+@pytest.mark.parametrize(
+    ("original", "crop", "stride"),
+    [
+        ((300, 451), None, 16),
+        ((300, 451), "center", 16),
+        ((90, 31), "center", 8),
+        ((1, 1), None, 16),
+        ((3, 900), None, 32),
+    ],
+)
+def test_maps_are_drawn_where_python_draws_them(page, original, crop, stride, align):
+    fitted = geometry.fit(original, crop=crop, multiple=32)
+    cells = [-(-side // stride) for side in fitted.input]
+    values = np.random.default_rng(1).random(cells, dtype=np.float32) * 9
+    expected = geometry.upsample(values, fitted, stride=stride, align=align)
+    layer = f"{{stride: {stride}, h: {cells[0]}, w: {cells[1]}}}"
+    data = {"map": encode_array(values), "geometry": fitted.to_dict()}
+    setup = f"const map = vtviz.decodeFloats(data.map), layer = {layer}, g = data.geometry;"
+    size = f"{original[0]}, {original[1]}"
+    got = run(page, f"{setup} return vtviz.resample(map, layer, g, {size}, '{align}')", data).reshape(original)
+    assert np.array_equal(np.isnan(got), np.isnan(expected))
+    np.testing.assert_allclose(got, expected, atol=2e-5)
+    y, x = original[0] // 2, original[1] // 2
+    at = run(page, f"{setup} return new Float32Array([vtviz.valueAt(map, layer, g, {y}, {x}, '{align}')])", data)
+    np.testing.assert_allclose(at[0], expected[y, x], atol=2e-5)
+
+
+@pytest.mark.parametrize("name", render.COLORMAPS)
+def test_colours_are_those_of_python(page, name):
+    values = np.linspace(-1, 12, 999, dtype=np.float32)
+    script = """([values, lut]) => {
+        const rgba = new Uint8ClampedArray(4 * 999);
+        vtviz.colorize(vtviz.decodeFloats(values), vtviz.decodeBytes(lut), 0, 10, rgba);
+        return [...rgba];
+    }"""
+    got = page.evaluate(script, [encode_array(values), encode_array(render.COLORMAPS[name])])
+    got = np.array(got, np.uint8).reshape(-1, 4)
+    expected = render.colorize(values[None], name, 0, 10)[0]
+    different = (got[:, :3] != expected).any(axis=1)
+    assert different.mean() < 0.01  # a rounding apart at the border of two colours
+    assert (got[:, 3] == 255).all()
+
+
+def test_outside_of_the_crop_nothing_is_coloured(page):
+    script = """() => {
+        const rgba = new Uint8ClampedArray(8);
+        vtviz.colorize(Float32Array.of(NaN, 1), new Uint8Array(768), 0, 2, rgba);
+        return [rgba[3], rgba[7]];
+    }"""
+    assert page.evaluate(script) == [0, 255]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [(0, 9.37, [0, 1, 2, 4, 6, 8, 9.37]), (0, 2, [0, 0.5, 1, 1.5, 2]), (0, 38, [1, 10, 20, 30, 38]), (3, 3, [3])],
+)
+def test_the_colour_bar_says_where_uniform_is(page, low, high, expected):
+    assert page.evaluate(f"vtviz.ticks({low}, {high})") == pytest.approx(expected)

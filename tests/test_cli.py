@@ -1,0 +1,316 @@
+import json
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import vtviz
+from vtviz.cli import find_images, main
+from vtviz.models.complexity import profile_rows
+
+
+@pytest.fixture
+def run(capsys):
+    """Runs a command in this process: exit code, stdout, stderr."""
+
+    def call(*args):
+        with pytest.raises(SystemExit) as exit_:
+            main([str(a) for a in args])
+        out, err = capsys.readouterr()
+        return exit_.value.code or 0, out, err
+
+    return call
+
+
+@pytest.fixture
+def photos(tmp_path, chelsea, coffee):
+    """photos/cat.png, photos/cup.jpg, a broken picture and no picture at all."""
+    folder = tmp_path / "photos"
+    (folder / "deep").mkdir(parents=True)
+    Image.fromarray(chelsea[:120, :160]).save(folder / "cat.png")
+    Image.fromarray(coffee[:160, :100]).save(folder / "cup.JPG")
+    Image.fromarray(coffee[:50, :50]).save(folder / "deep" / "cat.png")
+    (folder / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
+    (folder / "notes.txt").write_text("not a picture")
+    return folder
+
+
+@pytest.fixture
+def extract(run, tiny_checkpoint, tmp_path):
+    def call(*args):
+        return run("extract", *args, "--model", "tiny", "--device", "cpu", "--size", "64", "--out", tmp_path / "out")
+
+    return call
+
+
+# --- extract
+
+
+def test_extract_writes_a_folder_for_each_image_and_says_what_it_saw(extract, photos, tmp_path):
+    code, out, err = extract(photos / "cat.png", photos / "cup.JPG")
+    assert (code, err) == (0, "")
+    first, second = out.splitlines()
+    assert first.startswith(f"{photos / 'cat.png'} -> {tmp_path / 'out' / 'cat'}: class ")
+    assert first.count("%") == 3
+    assert "cup" in second
+    for name, (width, height) in {"cat": (160, 120), "cup": (100, 160)}.items():
+        folder = tmp_path / "out" / name
+        assert {p.name for p in folder.iterdir()} == {"maps.npz", "manifest.json", "panel.png", "overlays"}
+        overlays = sorted(folder.glob("overlays/*.png"))
+        assert len(overlays) == 16 + 8
+        assert Image.open(overlays[0]).size == (width, height)
+
+
+def test_json_is_what_the_api_says(extract, photos, tmp_path):
+    code, out, err = extract(photos / "cat.png", "--json")
+    assert (code, err) == (0, "")
+    (result,) = json.loads(out)
+    maps = vtviz.extract_tokens(photos / "cat.png", "tiny", size=64, device="cpu")
+    assert result["image"] == str(photos / "cat.png")
+    assert [(p["index"], p["label"], p["probability"]) for p in result["predictions"]] == [
+        (p.index, p.label, p.probability) for p in maps.topk()
+    ]
+    assert result["input"] == list(maps.geometry.input)
+    for stated, layer in zip(result["layers"], maps.layers, strict=True):
+        statistics = layer.statistics()
+        assert stated["name"] == layer.name
+        assert (stated["heads"], stated["tokens"], *stated["cells"]) == layer.coefficients.shape
+        assert (stated["peak"], stated["dead"], stated["error"]) == (statistics.peak, statistics.dead, layer.error)
+    saved = vtviz.TokenMaps.load(result["folder"])
+    assert saved.source == str(photos / "cat.png")
+    for ours, theirs in zip(saved.layers, maps.layers, strict=True):
+        assert np.array_equal(ours.coefficients, theirs.coefficients)
+    assert set(result["files"]) >= {"maps.npz", "manifest.json", "panel.png", "overlays/block1_token07.png"}
+    assert all((tmp_path / "out" / "cat" / name).samefile(path) for name, path in result["files"].items())
+
+
+def test_a_bad_image_gives_one_line_and_exit_code_2_and_the_others_are_done(extract, photos, tmp_path):
+    code, out, err = extract(photos, tmp_path / "missing.jpg", "--json", "--no-pictures")
+    assert code == 2
+    results = json.loads(out)
+    assert [r["image"] for r in results if "folder" in r] == [str(photos / "cat.png"), str(photos / "cup.JPG")]
+    assert {r["image"]: r["error"] for r in results if "error" in r}.keys() == {
+        str(photos / "broken.png"),
+        str(tmp_path / "missing.jpg"),
+    }
+    broken, missing = err.splitlines()
+    assert broken.startswith("error: ")
+    assert "broken.png" in broken
+    assert "missing.jpg" in missing
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {"cat", "cup"}
+
+
+def test_images_of_one_name_get_folders_of_their_own(extract, photos, tmp_path):
+    code, _, _ = extract(str(photos / "**" / "cat.*"), "--no-pictures")
+    assert code == 0
+    shapes = [vtviz.TokenMaps.load(tmp_path / "out" / name).geometry.original for name in ("cat", "cat-2")]
+    assert shapes == [(120, 160), (50, 50)]
+
+
+def test_options_reach_the_maps_and_the_pictures(extract, photos, tmp_path):
+    def overlay(*options):
+        code, _, err = extract(photos / "cat.png", *options)
+        assert (code, err) == (0, "")
+        return Image.open(tmp_path / "out" / "cat" / "overlays" / "block1_token00.png").tobytes()
+
+    pictures = [
+        overlay(*options)
+        for options in (
+            [],
+            ["--align", "resize"],
+            ["--cmap", "magma"],
+            ["--scale", "map"],
+            ["--scale", "0,8"],
+            ["--crop", "center"],
+        )
+    ]
+    assert len(set(pictures)) == len(pictures)
+    assert vtviz.TokenMaps.load(tmp_path / "out" / "cat").geometry.input == (64, 64)
+    extract(photos / "cat.png", "--layers", "-1")
+    assert [layer.name for layer in vtviz.TokenMaps.load(tmp_path / "out" / "cat").layers] == ["block1"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--layers", "0,x"], "--layers must be whole numbers such as 0,1 or -1, got '0,x'"),
+        (["--layers", "7"], "there is no layer 7"),
+        (["--scale", "1,2,3"], "--scale must be shared, map, or two numbers such as 0,8, got '1,2,3'"),
+        (["--scale", "5,1"], "low < high"),
+        (["--scale", "shard"], "unknown scale 'shard'; did you mean 'shared'?"),
+        (["--cmap", "virids"], "unknown colour map 'virids'; did you mean 'viridis'?"),
+        (["--align", "centre"], "'centre'"),
+        (["--crop", "left"], "'left'"),
+        (["--size", "-3"], "-3"),
+        (["--device", "gpu"], "cannot use device 'gpu'"),
+        (["--device", "meta"], "cannot use device 'meta'"),
+        (["--model", "tinny"], "did you mean 'tiny'?"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_bad_option_is_one_line_and_exit_code_2(run, tiny_checkpoint, photos, tmp_path, options, message):
+    defaults = {"--model": "tiny", "--device": "cpu", "--size": "64"}
+    defaults.pop(options[0], None)
+    rest = [part for pair in defaults.items() for part in pair]
+    code, out, err = run("extract", photos / "cat.png", "--out", tmp_path / "out", *rest, *options)
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ")
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def test_an_output_that_is_a_file_is_one_line(run, tiny_checkpoint, photos):
+    code, _, err = run("extract", photos / "cat.png", "--model", "tiny", "--out", photos / "notes.txt")
+    assert code == 2
+    assert err.count("\n") == 1
+    assert "notes.txt" in err
+
+
+def test_a_model_without_tokens_is_one_line(run, tmp_path, tiny_model, tiny_card, photos):
+    from vtviz import checkpoints
+
+    model = tiny_model("resnet18")
+    checkpoints.save(tmp_path / "plain.safetensors", model, tiny_card(model, name="plain", model="resnet18"))
+    code, _, err = run(
+        "extract", photos / "cat.png", "--model", tmp_path / "plain.safetensors", "--out", tmp_path / "out"
+    )
+    assert code == 2
+    assert "plain is a model without tokens" in err
+
+
+def test_find_images(photos, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(photos)
+    found, failures = find_images(["deep", "cat.png", "*.JPG", "cat.png", "."])
+    assert [p.as_posix() for p in found] == ["deep/cat.png", "cat.png", "cup.JPG", "broken.png"]
+    assert failures == []
+    Image.new("RGB", (4, 4)).save("odd[1].png")
+    assert [p.name for p in find_images(["odd[1].png"])[0]] == ["odd[1].png"]  # a file, not a pattern
+    (tmp_path / "empty").mkdir()
+    found, failures = find_images(["../empty", "no*.png", "x" * 5000])
+    assert found == []
+    assert [f["error"] for f in failures][:2] == [
+        "../empty: no images in this folder",
+        "no*.png: no file matches this pattern",
+    ]
+    assert len(capsys.readouterr().err.splitlines()) == 3
+
+
+# --- models
+
+
+def test_models_lists_checkpoints(run, tiny_checkpoint, tiny_model, tiny_card):
+    from vtviz import checkpoints
+
+    model = tiny_model()
+    card = tiny_card(model, name="good", accuracy={"top1": 0.5, "n": 2}, data={"name": "two photos"})
+    checkpoints.save(tiny_checkpoint.with_name("good.safetensors"), model, card)
+    checkpoints.save(tiny_checkpoint.with_name("raw.safetensors"), model, tiny_card(model, name="raw", trained=False))
+    code, out, err = run("models")
+    assert (code, err) == (0, "")
+    assert set(out.splitlines()) >= {
+        "good  vt_resnet18, 5 classes, top-1 50.0%",
+        "raw  vt_resnet18, 5 classes, untrained",
+        "tiny  vt_resnet18, 5 classes, trained",
+    }
+    stated = {m["name"]: m for m in json.loads(run("models", "--json")[1])}
+    assert stated["good"]["top1"] == 0.5
+    assert stated["good"]["data"] == "two photos"
+    assert (stated["raw"]["trained"], stated["raw"]["top1"]) == (False, None)
+    assert stated["tiny"]["path"] == str(tiny_checkpoint)
+
+
+def test_a_damaged_card_does_not_hide_the_other_models(run, tiny_checkpoint):
+    tiny_checkpoint.with_name("bad.safetensors").write_bytes(b"")
+    tiny_checkpoint.with_name("bad.json").write_text("{")
+    code, out, err = run("models")
+    assert code == 2
+    assert "tiny  vt_resnet18" in out
+    assert "bad.json" in err
+    assert err.count("\n") == 1
+
+
+# --- profile
+
+
+def test_profile_json(run):
+    code, out, err = run("profile", "--table", "1", "--json")
+    assert (code, err) == (0, "")
+    rows = json.loads(out)
+    assert len(rows) == 8
+    for row in rows:
+        assert set(row) >= {"table", "row", "params_paper", "params", "macs_paper", "macs", "note"}
+        assert row["table"] == 1
+        assert row["params"] == pytest.approx(row["params_paper"], rel=1e-3)
+        assert row["macs"] == pytest.approx(row["macs_paper"], rel=1e-3)
+
+
+def test_profile_prints_paper_ours_and_difference(run, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    code, out, _ = run("profile", "--table", "1")
+    assert code == 0
+    line = next(line for line in out.splitlines() if line.split()[:1] == ["VT-R-101"])
+    assert line.split() == ["VT-R-101", "40.33", "40.329", "+0.00", "7.127", "7.1246", "-0.03"]
+    assert all(row.row in out for row in profile_rows(1))
+    assert "4.84" in out
+
+
+def test_profile_of_a_table_that_is_not_covered(run):
+    code, out, err = run("profile", "--table", "9")
+    assert (code, out) == (2, "")
+    assert err.startswith("error: no table 9; choose from 1, 2, 3,")
+    assert err.count("\n") == 1
+
+
+# --- the program
+
+
+def test_help_names_every_verb_and_teaches(run):
+    code, out, _ = run("--help")
+    assert code == 0
+    assert all(verb in out for verb in ("extract", "models", "profile"))
+    assert vtviz.__version__ in run("--version")[1]
+    out = run("extract", "--help")[1]
+    assert "vtviz extract cat.jpg --out out" in out
+    assert "panel.png" in out
+    assert vtviz.predictor.DEFAULT_MODEL in out
+
+
+@pytest.mark.parametrize("args", [["exract"], ["extract"], ["extract", "a.jpg"], ["profile", "--table", "one"]])
+def test_usage_errors_exit_2(run, args):
+    code, out, err = run(*args)
+    assert (code, out) == (2, "")
+    assert "Usage: vtviz" in err
+    assert "Traceback" not in err
+
+
+def test_help_imports_nothing_heavy():
+    code = """
+import sys
+from vtviz.cli import main
+try:
+    main(["extract", "--help"])
+except SystemExit as e:
+    assert not e.code
+heavy = {"torch", "numpy", "PIL", "cv2", "torchvision", "gradio", "lightning"} & set(sys.modules)
+assert not heavy, heavy
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_module_runs_and_control_c_exits_130(photos, tiny_checkpoint, tmp_path):
+    for i in range(200):
+        (photos / f"cat{i}.png").write_bytes((photos / "cat.png").read_bytes())
+    command = [sys.executable, "-m", "vtviz", "extract", str(photos), "-m", "tiny", "-o", str(tmp_path / "out")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert " -> " in process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in err
+    done = list((tmp_path / "out").iterdir())
+    assert 0 < len(done) < 200
+    leftovers = [p for p in (tmp_path / "out").rglob("*") if p.name.startswith(".")]
+    assert leftovers == []

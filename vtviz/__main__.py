@@ -1,0 +1,5 @@
+"""``python -m vtviz`` is ``vtviz``."""
+
+from vtviz.cli import main
+
+main()

@@ -1,0 +1,379 @@
+"""The one gate for weights: safetensors files, each with a JSON model card beside it.
+
+Nothing is trusted before it is checked: header size, hash, names, shapes, dtypes and finiteness. No pickle is ever
+loaded, except by :func:`load_tensors` and :func:`load_backbone` from ``.pt`` / ``.pth``, with ``weights_only=True``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pickle
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from vtviz.card import Card, Preprocessing
+from vtviz.errors import CheckpointError, ConfigError, did_you_mean
+from vtviz.models.registry import build_model, config_to_dict, model_from_config
+from vtviz.models.resnet import ResNetBackbone
+
+__all__ = [
+    "Card",
+    "Preprocessing",
+    "available",
+    "create_model",
+    "find",
+    "load",
+    "load_backbone",
+    "load_tensors",
+    "read_card",
+    "save",
+]
+
+MAX_FILE = 4 * 2**30
+"""Largest weights file that is read, in bytes."""
+MAX_HEADER = 16 * 2**20
+"""Largest safetensors header that is parsed, in bytes (a VT-ResNet-101's has 0.1 MB)."""
+MAX_CARD = 4 * 2**20
+"""Largest model card that is parsed, in bytes."""
+STORED_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+"""What floating-point tensors may be stored as; models always get float32."""
+
+
+def save(path: str | os.PathLike[str], model: nn.Module, card: Card, *, half: bool = True) -> Card:
+    """Write ``model`` and its card as ``<path>.safetensors`` and ``<path>.json``, each in one atomic step.
+
+    Args:
+        path: of the ``.safetensors`` file; folders are made.
+        model: whose configuration is ``card.config``.
+        card: its ``sha256`` is filled in.
+        half: store weight matrices and kernels as float16; vectors (norms, biases, running statistics) stay float32.
+
+    Returns:
+        The card as written.
+
+    Raises:
+        CheckpointError: where model and card differ, a weight is not finite, or the disk refuses.
+    """
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise CheckpointError(f"{path}: a checkpoint's name must end in .safetensors")
+    if config_to_dict(model.config) != card.config:
+        raise CheckpointError(f"{path}: the model's configuration is not the card's")
+    tensors = {}
+    for name, value in model.state_dict().items():
+        stored = value.detach().cpu().contiguous()
+        if stored.is_floating_point():
+            stored = stored.to(torch.float16 if half and stored.dim() > 1 else torch.float32)
+        tensors[name] = stored
+    _check_finite(path, tensors)
+    weights = safetensors.torch.save(tensors)
+    card = replace(card, sha256=hashlib.sha256(weights).hexdigest())
+    try:
+        text = json.dumps(card.to_dict(), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: the card is not plain JSON data: {error}") from None
+    _write(path, weights)
+    _write(path.with_suffix(".json"), text.encode())
+    return card
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Write a file so that a reader, or a power cut, sees the old or the new one and never a part."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot write: {error.strerror or error}") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load(source: str | os.PathLike[str], *, device: str | torch.device = "cpu") -> tuple[nn.Module, Card]:
+    """A checkpoint's model, float32 and in eval mode, with its card.
+
+    Args:
+        source: a name in ``checkpoints/``, the path of a ``.safetensors`` file or of a run's folder, or
+            ``hf://owner/name``.
+        device: where the model goes.
+
+    Raises:
+        CheckpointError: in one line saying what is missing or differs.
+    """
+    path = find(source)
+    card = read_card(path)
+    data = _read(path, MAX_FILE)
+    if (digest := hashlib.sha256(data).hexdigest()) != card.sha256:
+        raise CheckpointError(f"{path}: sha256 is {digest[:12]}…, its card says {card.sha256[:12]}…; get both anew")
+    tensors = _parse_safetensors(path, data)
+    try:
+        with torch.device("meta"):  # no memory, no time and no random numbers before the shapes are known to fit
+            model = model_from_config(card.model, card.config)
+    except (ConfigError, TypeError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{path.with_suffix('.json')}: {_one_line(error)}") from None
+    expected = model.state_dict()
+    _check_names(path, expected, tensors)
+    model.load_state_dict(_converted(path, expected, tensors), assign=True)
+    return model.eval().to(device), card
+
+
+def read_card(path: str | os.PathLike[str]) -> Card:
+    """The card beside the ``.safetensors`` file ``path``, without reading the weights."""
+    path = Path(path).with_suffix(".json")
+    try:
+        data = json.loads(_read(path, MAX_CARD))
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"{path}: not a JSON model card: {_one_line(error)}") from None
+    try:
+        return Card.from_dict(data)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+
+
+def load_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """Every tensor of a weights file by name, as stored, on the CPU, all finite.
+
+    Args:
+        path: ``.safetensors``; or ``.pt`` / ``.pth``, read with ``weights_only=True``, holding a dict of tensors,
+            itself or under the key ``state_dict``.
+
+    Raises:
+        CheckpointError: for anything else.
+    """
+    path = Path(path).expanduser()
+    tensors: Any
+    if path.suffix == ".safetensors":
+        tensors = _parse_safetensors(path, _read(path, MAX_FILE))
+    elif path.suffix in {".pt", ".pth"}:
+        _check_size(path, MAX_FILE)
+        try:
+            tensors = torch.load(path, map_location="cpu", weights_only=True)
+        except (OSError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+            raise CheckpointError(f"{path}: not plain tensors: {_one_line(error)}") from None
+        tensors = tensors.get("state_dict", tensors) if isinstance(tensors, dict) else tensors
+    else:
+        raise CheckpointError(f"{path}: weights must be .safetensors, .pt or .pth")
+    if not isinstance(tensors, dict) or not all(
+        isinstance(k, str) and isinstance(v, Tensor) for k, v in tensors.items()
+    ):
+        raise CheckpointError(f"{path}: must hold a dict of tensors by name")
+    _check_finite(path, tensors)
+    return tensors
+
+
+def find(source: str | os.PathLike[str]) -> Path:
+    """The ``.safetensors`` file that ``source`` means; see :func:`load`.
+
+    A plain word is a checkpoint's name and is never looked up in the current folder; write ``./word`` for a path.
+
+    Raises:
+        CheckpointError: where there is none.
+    """
+    if isinstance(source, str) and source.startswith("hf://"):
+        return _in_folder(_download(source))
+    text = os.fspath(source)
+    is_name = isinstance(source, str) and not {"/", os.sep} & set(text) and not text.endswith(".safetensors")
+    if is_name and text != "~":
+        for folder in _folders():
+            if (path := folder / f"{text}.safetensors").is_file():
+                return path
+        raise CheckpointError(
+            f"no checkpoint named {text!r} in {' or '.join(map(str, _folders()))}{did_you_mean(text, available())}"
+            + (" (for a path write ./NAME)" if Path(text).exists() else "")
+        )
+    path = Path(text).expanduser()
+    if path.is_dir():
+        return _in_folder(path)
+    if path.suffix != ".safetensors":
+        raise CheckpointError(f"{path}: not a folder or a .safetensors file")
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file")
+    return path
+
+
+def available() -> list[str]:
+    """Names of the checkpoints in ``checkpoints/`` beside the package and in ``$VTVIZ_CHECKPOINTS``, sorted."""
+    files = {f.stem for folder in _folders() for f in folder.glob("*.safetensors") if f.with_suffix(".json").is_file()}
+    return sorted(files)
+
+
+def _folders() -> list[Path]:
+    """Where names are looked up; several folders in the variable are separated as in PATH."""
+    extra = [Path(p).expanduser() for p in os.environ.get("VTVIZ_CHECKPOINTS", "").split(os.pathsep) if p]
+    return [*extra, Path(__file__).resolve().parent.parent / "checkpoints"]
+
+
+def _in_folder(folder: Path) -> Path:
+    """A run's best weights, else its last; else the only weights there are."""
+    for name in ("best", "last"):
+        if (path := folder / f"{name}.safetensors").is_file():
+            return path
+    found = sorted(folder.glob("*.safetensors"))
+    if len(found) != 1:
+        names = ", ".join(f.name for f in found) or "none"
+        raise CheckpointError(f"{folder}: needs best.safetensors, last.safetensors or one .safetensors, found {names}")
+    return found[0]
+
+
+def _download(source: str) -> Path:
+    repository = source.removeprefix("hf://")
+    if repository.count("/") != 1 or not all(repository.split("/")):
+        raise CheckpointError(f"{source!r}: a Hugging Face model is written hf://owner/name")
+    import huggingface_hub  # noqa: PLC0415 — costs a second, and only this source needs it
+
+    try:
+        return Path(huggingface_hub.snapshot_download(repository, allow_patterns=["*.safetensors", "*.json"]))
+    except (OSError, ValueError, RuntimeError) as error:
+        # its errors are paragraphs; their type says enough
+        raise CheckpointError(
+            f"{source}: cannot download ({type(error).__name__}); check the name and the network, "
+            "or download the .safetensors and .json elsewhere and give their path"
+        ) from None
+
+
+def load_backbone(model: nn.Module, source: str | os.PathLike[str]) -> None:
+    """Copy a ResNet's weights into ``model.backbone``, in place.
+
+    Args:
+        model: with a ResNet ``backbone``.
+        source: a file with torchvision's names (``.safetensors``, ``.pt``, ``.pth``) or of a vtviz model, or the
+            name of torchvision weights such as ``"IMAGENET1K_V1"``, which are downloaded. ``fc`` and stages that the
+            backbone does not have are ignored.
+
+    Raises:
+        CheckpointError: where a tensor is missing, unknown or of another shape, or the download fails.
+    """
+    backbone = getattr(model, "backbone", None)
+    if not isinstance(backbone, ResNetBackbone):
+        raise CheckpointError(f"{type(model).__name__} has no ResNet backbone to load {source} into")
+    path = Path(source).expanduser()
+    if path.suffix:
+        tensors = load_tensors(path)
+    elif backbone.stride_in_1x1:
+        raise CheckpointError(
+            f"torchvision's {source} needs a backbone with stride_in_1x1=False: it would fit, and fail"
+        )
+    else:
+        tensors = _torchvision_weights(f"resnet{backbone.depth}", str(source))
+    if own := {k.removeprefix("backbone."): v for k, v in tensors.items() if k.startswith("backbone.")}:
+        tensors = own
+    expected = backbone.state_dict()
+    stages = {name.split(".")[0] for name in expected}
+    absent = {"fc", "layer4"} - stages
+    tensors = {k: v for k, v in tensors.items() if k.split(".")[0] not in absent}
+    for name, value in expected.items():  # files of folded or converted weights do not count batches
+        if name.endswith("num_batches_tracked"):
+            tensors.setdefault(name, value)
+    _check_names(path, expected, tensors)
+    backbone.load_state_dict(_converted(path, expected, tensors))
+
+
+def _torchvision_weights(model: str, name: str) -> dict[str, Tensor]:
+    from torchvision.models import get_model_weights  # noqa: PLC0415 — building its registry takes a while
+
+    choices = {w.name: w for w in get_model_weights(model)}
+    if name not in choices:
+        raise CheckpointError(f"torchvision has no weights {name!r} for {model}{did_you_mean(name, choices)}")
+    try:
+        return dict(choices[name].get_state_dict(progress=False, check_hash=True, weights_only=True))
+    except (OSError, RuntimeError, pickle.UnpicklingError) as error:
+        raise CheckpointError(
+            f"cannot download torchvision's {model} {name} ({_one_line(error)}); "
+            f"give the path of a file with these weights instead: {choices[name].url}"
+        ) from None
+
+
+def create_model(
+    name: str, preset: str | None = None, *, weights: str | os.PathLike[str] | None = None, **overrides: Any
+) -> nn.Module:
+    """A new model, optionally on a pretrained backbone, e.g. ``create_model("vt_resnet18", num_classes=10)``.
+
+    Args:
+        name: a key of the model registry.
+        preset: a named configuration of that model; see :func:`~vtviz.models.registry.build_model`.
+        weights: for the backbone; see :func:`load_backbone`.
+        **overrides: configuration fields by name.
+
+    Raises:
+        ConfigError: for an unknown name or field, or a value that cannot work.
+        CheckpointError: where the weights do not fit or cannot be had.
+    """
+    model = build_model(name, preset, **overrides)
+    if weights is not None:
+        load_backbone(model, weights)
+    return model
+
+
+def _check_size(path: Path, limit: int) -> None:
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot read: {error.strerror}") from None
+    if size > limit:
+        raise CheckpointError(f"{path}: {size:,} bytes are more than the {limit:,} that are read")
+
+
+def _read(path: Path, limit: int) -> bytes:
+    _check_size(path, limit)
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot read: {error.strerror}") from None
+
+
+def _parse_safetensors(path: Path, data: bytes) -> dict[str, Tensor]:
+    header = int.from_bytes(data[:8], "little")
+    if len(data) < 8 or header > min(MAX_HEADER, len(data) - 8):
+        raise CheckpointError(f"{path}: not a safetensors file: header of {header:,} bytes in {len(data):,}")
+    try:
+        return safetensors.torch.load(data)
+    except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{path}: damaged safetensors file: {_one_line(error)}") from None
+
+
+def _check_names(path: Path, expected: Mapping[str, Tensor], got: Mapping[str, Tensor]) -> None:
+    if missing := [k for k in expected if k not in got]:
+        raise CheckpointError(f"{path}: lacks {len(missing)} of {len(expected)} tensors, the first is {missing[0]}")
+    if extra := [k for k in got if k not in expected]:
+        raise CheckpointError(f"{path}: has {len(extra)} tensors that the model has not, the first is {extra[0]}")
+    for name, tensor in expected.items():
+        if tensor.shape != got[name].shape:
+            want, have = tuple(tensor.shape), tuple(got[name].shape)
+            raise CheckpointError(f"{path}: {name}: the model has shape {want}, the file {have}")
+
+
+def _converted(path: Path, expected: Mapping[str, Tensor], got: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors in the model's dtypes, finite."""
+    result = {}
+    for name, tensor in expected.items():
+        stored = got[name].dtype
+        if stored != tensor.dtype and not (tensor.is_floating_point() and stored in STORED_DTYPES):
+            raise CheckpointError(f"{path}: {name}: the model has {tensor.dtype}, the file {stored}")
+        result[name] = got[name].to(tensor.dtype)
+    _check_finite(path, result)
+    return result
+
+
+def _check_finite(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise CheckpointError(f"{path}: {name} has values that are not finite")
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__

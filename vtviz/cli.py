@@ -1,0 +1,369 @@
+"""The command line: ``vtviz VERB ...``, or ``python -m vtviz VERB ...``.
+
+A verb is one function here. Heavy imports stand inside the functions, so that help appears at once. What a user can
+get wrong raises a VtvizError below; :func:`main` prints it as one line. Results go to stdout, all else to stderr.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from glob import iglob
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+import vtviz
+from vtviz.errors import CheckpointError, ConfigError, ImageError, VtvizError
+
+if TYPE_CHECKING:
+    from vtviz.card import Card
+    from vtviz.models.complexity import ProfileRow
+    from vtviz.tokens import TokenMaps
+
+FAILED = 2
+"""Exit code for anything that the user can put right."""
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+"""What is taken from a folder; a file that is named itself may have any suffix."""
+
+app = typer.Typer(
+    name="vtviz",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run a command and exit: 0 if all went well, 2 with one line on stderr for bad input, 130 for Ctrl-C.
+
+    Args:
+        args: without the program's name; by default those of the process.
+    """
+    try:
+        app(args, prog_name="vtviz")
+    except VtvizError as error:
+        _complain(str(error))
+        sys.exit(FAILED)
+    except KeyboardInterrupt:  # outside of the verb; inside typer exits likewise
+        sys.exit(130)
+
+
+def _complain(message: str) -> None:
+    typer.echo(f"error: {' '.join(message.split())}", err=True)
+
+
+def _print_json(data: Any) -> None:
+    typer.echo(json.dumps(data, indent=1, ensure_ascii=False))
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"vtviz {vtviz.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _vtviz(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+) -> None:
+    """See what the visual tokens of a Visual Transformer look at (Wu et al. 2020).
+
+    Start with [bold]vtviz extract PHOTO --out DIR[/bold]; each command explains itself with [bold]--help[/bold].
+    """
+
+
+Json = Annotated[bool, typer.Option("--json", help="Print the result on stdout as JSON.")]
+
+
+@app.command()
+def extract(
+    images: Annotated[
+        list[str], typer.Argument(metavar="IMAGE", help="Files, folders (the images right in them), or 'patterns*'.")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Where the results go.")],
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            "-m",
+            metavar="M",
+            help="A name that [bold]vtviz models[/bold] lists, a .safetensors file, a run's folder, or hf://owner/name."
+            " [dim]\\[default: vt_resnet18_in109][/dim]",
+        ),
+    ] = None,
+    layers: Annotated[
+        str | None,
+        typer.Option(metavar="0,1", help="Layers to extract, from 0, negative from the end. [dim]\\[all][/dim]"),
+    ] = None,
+    size: Annotated[
+        int | None,
+        typer.Option(metavar="PX", help="The model sees about PX x PX pixels. [dim]\\[the model's own][/dim]"),
+    ] = None,
+    crop: Annotated[
+        str | None, typer.Option(metavar="center", help="The paper's central square. [dim]\\[the whole image][/dim]")
+    ] = None,
+    align: Annotated[
+        str,
+        typer.Option(metavar="A", help="receptive_field: where the network looked. resize: as other tools draw it."),
+    ] = "receptive_field",
+    cmap: Annotated[
+        str, typer.Option(metavar="NAME", help="jet, turbo, viridis, magma, inferno, plasma, cividis.")
+    ] = "jet",
+    scale: Annotated[
+        str, typer.Option(metavar="S", help="Colours: one scale for all (shared), each map's own (map), or LOW,HIGH.")
+    ] = "shared",
+    pictures: Annotated[bool, typer.Option(help="Draw overlays and panel, or write the arrays only.")] = True,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda, cuda:1, ... [dim]\\[CUDA where there is one][/dim]")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Write what each visual token of a model looks at in images.
+
+    Each image gets a folder DIR/NAME, named like its file (a second one of that name: NAME-2), with
+
+    - [bold]maps.npz[/bold], the arrays, and [bold]manifest.json[/bold], which says what they are;
+    - [bold]panel.png[/bold], every map of every layer with its colour bar;
+    - [bold]overlays/block0_token03.png[/bold], one map over the image at the image's size.
+
+    Values are in "x uniform": 1 is a token that looks everywhere alike. What an earlier call wrote there is replaced.
+    A bad image gives a line on stderr and exit code 2 at the end; the others are done all the same.
+
+    [bold]Examples[/bold]
+
+    vtviz extract cat.jpg --out out
+
+    vtviz extract photos/ 'more/**/*.png' --out out --size 320 --scale 0,8
+
+    vtviz extract cat.jpg --out out --model runs/mine --layers -1 --json
+    """
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from vtviz.export import name_folders, write_extraction
+    from vtviz.predictor import DEFAULT_MODEL, load_model
+
+    limits, wanted = _parse_scale(scale), _parse_layers(layers)
+    found, failures = find_images(images)
+    predictor = load_model(model or DEFAULT_MODEL, _check_device(device))
+    results: list[dict[str, Any]] = []
+    console = Console(stderr=True)
+    with Progress(
+        *Progress.get_default_columns(),
+        console=console,
+        transient=True,
+        disable=len(found) < 2 or not console.is_terminal,
+        redirect_stdout=sys.stdout.isatty(),  # elsewhere it would send the results to stderr
+    ) as progress:
+        for path, name in progress.track(list(zip(found, name_folders(found), strict=True)), description="Extracting"):
+            try:
+                maps = predictor.extract(path, layers=wanted, size=size, crop=crop)
+            except ImageError as error:
+                failures.append(_failed(str(path), str(error)))
+                continue
+            written = write_extraction(maps, out / name, pictures=pictures, align=align, cmap=cmap, scale=limits)
+            results.append(_describe(maps, out / name, written))
+            if not as_json:
+                typer.echo(_sentence(results[-1]))
+    if as_json:
+        _print_json(results + failures)
+    if failures:
+        raise typer.Exit(FAILED)
+
+
+def find_images(sources: Iterable[str]) -> tuple[list[Path], list[dict[str, str]]]:
+    """Files, folders and patterns as files: sorted within each source, each file once.
+
+    Returns:
+        The files; and of each source that gave none what :func:`_failed` returns.
+    """
+    found: dict[Path, None] = {}
+    failures = []
+    for source in sources:
+        path = Path(source).expanduser()
+        try:
+            if path.is_dir():
+                files = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+                reason = "no images in this folder"
+            elif set(source) & set("*?[") and not path.exists():
+                files = sorted(p for p in map(Path, iglob(str(path), recursive=True)) if p.is_file())  # noqa: PTH207 - pathlib refuses **.jpg
+                reason = "no file matches this pattern"
+            else:
+                files, reason = [path], ""
+        except OSError as error:
+            files, reason = [], error.strerror or str(error)
+        if not files:
+            failures.append(_failed(source, f"{source}: {reason}"))
+        found |= dict.fromkeys(files)
+    return list(found), failures
+
+
+def _failed(image: str, reason: str) -> dict[str, str]:
+    """Say now what is wrong with an image, and return it for the JSON at the end."""
+    _complain(reason)
+    return {"image": image, "error": reason}
+
+
+def _parse_layers(text: str | None) -> list[int] | None:
+    try:
+        return None if text is None else [int(part) for part in text.split(",")]
+    except ValueError:
+        raise ConfigError(f"--layers must be whole numbers such as 0,1 or -1, got {text!r}") from None
+
+
+def _parse_scale(text: str) -> str | tuple[float, float]:
+    if "," not in text:
+        return text
+    try:
+        low, high = map(float, text.split(","))
+    except ValueError:
+        raise ConfigError(f"--scale must be shared, map, or two numbers such as 0,8, got {text!r}") from None
+    return low, high
+
+
+def _check_device(name: str | None) -> str | None:
+    if name is None:
+        return None
+    import torch
+
+    try:
+        torch.zeros(1, device=name).item()  # "meta" fails here and not in the model
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch compiled without CUDA asserts
+        raise ConfigError(f"cannot use device {name!r}: {str(error).splitlines()[0]}") from None
+    return name
+
+
+def _describe(maps: TokenMaps, folder: Path, written: dict[str, Path]) -> dict[str, Any]:
+    layers = []
+    for layer in maps.layers:
+        statistics = layer.statistics()
+        layers.append(
+            {
+                "name": layer.name,
+                "heads": layer.num_heads,
+                "tokens": layer.num_tokens,
+                "cells": list(layer.coefficients.shape[2:]),
+                "peak": statistics.peak,
+                "correlation": statistics.correlation,
+                "dead": statistics.dead,
+                "error": layer.error,
+            }
+        )
+    return {
+        "image": maps.source,
+        "model": maps.model,
+        "folder": str(folder),
+        "files": {name: str(path) for name, path in written.items()},
+        "predictions": [asdict(p) for p in maps.topk()] if maps.logits.ndim == 1 else None,
+        "input": list(maps.geometry.input),
+        "layers": layers,
+    }
+
+
+def _sentence(result: dict[str, Any]) -> str:
+    answer = ", ".join(f"{p['label']} {p['probability']:.1%}" for p in (result["predictions"] or [])[:3])
+    return f"{result['image']} -> {result['folder']}" + (f": {answer}" if answer else "")
+
+
+@app.command()
+def models(as_json: Json = False) -> None:
+    """List the checkpoints that --model finds by name.
+
+    They are looked for in [bold]checkpoints/[/bold] beside the package and in the folders of $VTVIZ_CHECKPOINTS.
+    """
+    from vtviz import checkpoints
+
+    cards, broken = [], False
+    for name in checkpoints.available():
+        path = checkpoints.find(name)
+        try:
+            cards.append((name, path, checkpoints.read_card(path)))
+        except CheckpointError as error:
+            broken = True
+            _complain(str(error))
+    if as_json:
+        _print_json([_summary(*found) for found in cards])
+    elif not cards:
+        typer.echo("no checkpoints in checkpoints/ beside the package or in $VTVIZ_CHECKPOINTS", err=True)
+    else:
+        for name, _, card in cards:
+            top1 = card.accuracy.get("top1")
+            quality = "untrained" if not card.trained else "trained" if top1 is None else f"top-1 {top1:.1%}"
+            typer.echo(f"{name}  {card.model}, {len(card.classes)} classes, {quality}")
+    if broken:
+        raise typer.Exit(FAILED)
+
+
+def _summary(name: str, path: Path, card: Card) -> dict[str, Any]:
+    return {
+        "name": name,
+        "model": card.model,
+        "task": card.task,
+        "trained": card.trained,
+        "top1": card.accuracy.get("top1"),
+        "classes": len(card.classes),
+        "data": card.data.get("name"),
+        "licence": card.licence,
+        "path": str(path),
+    }
+
+
+@app.command()
+def profile(
+    table: Annotated[int | None, typer.Option(help="Only this table of the paper: 1, 2, 3 or 4.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Compare parameters and MACs with the paper's tables, row by row.
+
+    Every figure is counted now, on models without memory (torch's meta device); nothing is computed.
+    """
+    from vtviz.models.complexity import profile_rows
+
+    rows = profile_rows(table)
+    if as_json:
+        _print_json([asdict(row) for row in rows])
+    else:
+        _print_profile(rows)
+
+
+QUANTITIES = {"params": "params (M)", "macs": "MACs (G)", "neck_macs": "neck (G)", "ratio": "reduction (x)"}
+"""Field of a profile's row that the paper and we have a figure for -> its heading."""
+
+
+def _print_profile(rows: list[ProfileRow]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(width=max(100, Console().width))  # let a narrow terminal wrap the figures, not lose them
+    for key in dict.fromkeys(row.table for row in rows):
+        here = [row for row in rows if row.table == key]
+        grid = Table(title=f"Table {key}" if isinstance(key, int) else key, title_justify="left", box=None)
+        grid.add_column("row", no_wrap=True)
+        columns: list[Sequence[str]] = [[row.row if row.input is None else f"{row.row}, {row.input}" for row in here]]
+        for quantity, unit in QUANTITIES.items():
+            figures = zip(*(_compare(getattr(r, f"{quantity}_paper"), getattr(r, quantity)) for r in here), strict=True)
+            filled = [
+                (name, cells) for name, cells in zip(("paper", "ours", "diff %"), figures, strict=True) if any(cells)
+            ]
+            for i, (name, cells) in enumerate(filled):
+                grid.add_column(f"{'' if i else unit}\n{name}", justify="right", no_wrap=True)
+                columns.append(cells)
+        for line in zip(*columns, strict=True):
+            grid.add_row(*line)
+        console.print(grid)
+        for row in here:
+            if row.note:
+                console.print(f"  {row.row}: {row.note}", style="dim", highlight=False, markup=False)
+        console.print()
+
+
+def _compare(paper: float | None, ours: float | None) -> tuple[str, str, str]:
+    printed = "" if paper is None else f"{paper:g}"
+    counted = "" if ours is None else f"{ours:#.5g}"
+    return printed, counted, f"{100 * (ours / paper - 1):+z.2f}" if paper and ours else ""

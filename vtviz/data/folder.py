@@ -1,0 +1,157 @@
+"""Image folders: one folder a class, reached by its id or its name, never by its position."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from vtviz.errors import DataError, did_you_mean
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+VAL_FRACTION = 0.1
+"""Share of each class that becomes "val" where a folder has no splits of its own."""
+
+
+@dataclass(frozen=True)
+class ClassList:
+    """Classes in the order of a model's logits: ``ids`` as folders are called (e.g. WNIDs), ``names`` for people."""
+
+    ids: tuple[str, ...]
+    names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def index(self, folder: str) -> int:
+        """Position of the class that a folder is called after, by id or by name (any case, ``_`` for blanks).
+
+        Raises:
+            DataError: for a folder that is no class, or whose name two classes share.
+        """
+        if folder in self.ids:
+            return self.ids.index(folder)
+        wanted = _plain(folder)
+        found = [i for i, name in enumerate(self.names) if _plain(name) == wanted]
+        if len(found) > 1:
+            raise DataError(f"folder {folder!r} names {len(found)} classes; call it by its id: {self.ids[found[0]]} …")
+        if not found:
+            raise DataError(f"folder {folder!r} is not one of the {len(self)} classes{did_you_mean(folder, self.names)}")
+        return found[0]
+
+
+@dataclass(frozen=True)
+class ImageList:
+    """Labelled image files: ``targets[i]`` is the index in ``classes`` of ``paths[i]``."""
+
+    paths: tuple[Path, ...]
+    targets: tuple[int, ...]
+    classes: ClassList
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def take(self, indices: Sequence[int] | np.ndarray) -> ImageList:
+        """The same list with only these positions, in this order."""
+        return replace(
+            self, paths=tuple(self.paths[i] for i in indices), targets=tuple(self.targets[i] for i in indices)
+        )
+
+    def limit(self, n: int | None, seed: int = 0) -> ImageList:
+        """A random subset of at most ``n`` images, the same for the same seed; all of them for None."""
+        if n is None or n >= len(self):
+            return self
+        if n < 1:
+            raise DataError(f"a limit must be at least 1 image, got {n}")
+        return self.take(np.sort(np.random.default_rng(seed).permutation(len(self))[:n]))
+
+
+def read_class_names(path: str | Path) -> dict[str, str]:
+    """Read a text file of ``ID name`` lines (blank lines allowed) into ``{id: name}``.
+
+    Raises:
+        DataError: where the file is missing or a line has no name.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise DataError(f"no class list at {file}")
+    names: dict[str, str] = {}
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.strip():
+            continue
+        key, _, name = line.strip().partition(" ")
+        if not name:
+            raise DataError(f"{file}, line {number}: expected 'ID name', got {line.strip()!r}")
+        names[key] = name.strip()
+    return names
+
+
+def open_folder(
+    root: str | Path,
+    split: str = "train",
+    *,
+    classes: ClassList | None = None,
+    names: Mapping[str, str] | None = None,
+    seed: int = 0,
+) -> ImageList:
+    """List the images of ``root/split/CLASS/*``, or of ``root/CLASS/*`` split by a seed into "train" and "val".
+
+    Args:
+        root: the data set's folder.
+        split: any folder below it; "train" or "val" where the folder has no splits.
+        classes: the classes of a model, to which folders are matched by id or name; by default the folders themselves,
+            sorted, are the classes.
+        names: display names by folder name, for folders called by ids; not used with ``classes``.
+        seed: of the split that is made where there is none.
+
+    Raises:
+        DataError: where the folder or the split is missing or empty, or a folder is none of ``classes``.
+    """
+    base = Path(root)
+    if not base.is_dir():
+        raise DataError(f"no data folder at {base}")
+    own_split = (base / split).is_dir()
+    top = base / split if own_split else base
+    if not own_split and (split not in {"train", "val"} or _split_folders(base)):
+        raise DataError(f"{base} has no split {split!r}{did_you_mean(split, _split_folders(base))}")
+    folders = sorted(p for p in top.iterdir() if p.is_dir() and not p.name.startswith("."))
+    if not folders:
+        raise DataError(f"{top} has no class folders")
+    if classes is None:
+        ids = tuple(p.name for p in folders)
+        classes = ClassList(ids, tuple((names or {}).get(i, i.replace("_", " ")) for i in ids))
+    paths: list[Path] = []
+    targets: list[int] = []
+    for folder in folders:
+        files = _images(folder)
+        if not own_split:
+            files = _seeded_part(files, split, seed)
+        index = classes.index(folder.name)
+        paths += files
+        targets += [index] * len(files)
+    if not paths:
+        raise DataError(f"{top} has {len(folders)} class folders but no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
+    return ImageList(tuple(paths), tuple(targets), classes)
+
+
+def _images(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+
+
+def _split_folders(base: Path) -> list[str]:
+    """Names below ``base`` that hold class folders rather than images: its splits."""
+    folders = [p for p in base.iterdir() if p.is_dir() and not p.name.startswith(".")]
+    return [p.name for p in folders if any(q.is_dir() for q in p.iterdir())]
+
+
+def _seeded_part(files: list[Path], split: str, seed: int) -> list[Path]:
+    """One side of a split of a class's files that depends on the seed and the number of files alone."""
+    order = np.random.default_rng(seed).permutation(len(files))
+    val = set(order[: round(len(files) * VAL_FRACTION)].tolist())
+    return [f for i, f in enumerate(files) if (i in val) == (split == "val")]
+
+
+def _plain(name: str) -> str:
+    return " ".join(name.replace("_", " ").replace("-", " ").lower().split())

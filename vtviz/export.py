@@ -1,0 +1,104 @@
+"""Writes an extraction to a folder: arrays, manifest, pictures. It receives finished results and computes nothing."""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from collections.abc import Iterable
+from itertools import count
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from vtviz import render
+from vtviz.errors import DataError
+from vtviz.tokens import TokenMaps
+
+OVERLAYS = "overlays"
+"""Subfolder of the pictures of single tokens."""
+
+
+def write_extraction(
+    maps: TokenMaps,
+    folder: str | os.PathLike[str],
+    *,
+    pictures: bool = True,
+    align: str = "receptive_field",
+    cmap: str = "jet",
+    scale: render.Scale = "shared",
+) -> dict[str, Path]:
+    """Write ``maps.npz``, ``manifest.json``, ``panel.png`` and ``overlays/<layer>_token<nn>.png`` into ``folder``.
+
+    The files are made elsewhere first and moved in at the end, the manifest last, so that a folder with a manifest is
+    complete. An extraction that was there before is replaced; other files in the folder stay.
+
+    Args:
+        maps: with their image, unless ``pictures`` is off.
+        folder: made if it is not there.
+        pictures: off writes the arrays and the manifest only.
+        align: as :func:`vtviz.render.overlay` takes it.
+        cmap: likewise.
+        scale: likewise.
+
+    Returns:
+        File name, relative to the folder -> path of each file written.
+
+    Raises:
+        ConfigError: for an option that cannot work.
+        DataError: where the disk refuses.
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".unfinished-", dir=folder) as unfinished:
+            names = list(maps.save(unfinished))
+            if pictures:
+                names += _write_pictures(maps, Path(unfinished), align, cmap, scale)
+            names = sorted(set(names), key=lambda name: (name == "manifest.json", name))
+            _clear(folder)
+            for name in names:
+                (folder / name).parent.mkdir(exist_ok=True)
+                (Path(unfinished) / name).replace(folder / name)
+    except OSError as error:
+        raise DataError(f"{folder}: cannot write: {error.strerror or error}") from None
+    return {name: folder / name for name in names}
+
+
+def _write_pictures(maps: TokenMaps, folder: Path, align: str, cmap: str, scale: render.Scale) -> list[str]:
+    (folder / OVERLAYS).mkdir()
+    _write_png(folder / "panel.png", render.grid(maps, align=align, cmap=cmap, scale=scale))
+    names = ["panel.png"]
+    for i, layer in enumerate(maps.layers):
+        for token in range(layer.num_tokens):
+            names.append(f"{OVERLAYS}/{layer.name}_token{token:02d}.png")
+            _write_png(folder / names[-1], render.overlay(maps, i, token, align=align, cmap=cmap, scale=scale))
+    return names
+
+
+def _write_png(path: Path, picture: np.ndarray) -> None:
+    Image.fromarray(picture).save(path, compress_level=1)  # the default level takes six times as long
+
+
+def _clear(folder: Path) -> None:
+    """Remove an earlier extraction, its manifest first; nothing from a folder that is none of ours."""
+    manifest = folder / "manifest.json"
+    if not manifest.is_file() or b"vtviz token maps" not in manifest.read_bytes():
+        return
+    for path in (manifest, *(folder / OVERLAYS).glob("*_token*.png")):
+        path.unlink()
+    for name in ("maps.npz", "image.png", "panel.png"):
+        (folder / name).unlink(missing_ok=True)
+
+
+def name_folders(sources: Iterable[str | os.PathLike[str]]) -> list[str]:
+    """A folder name for each image: its file name without the suffix, safe on any disk, made unique by ``-2``, ...."""
+    taken: set[str] = set()
+    names = []
+    for source in sources:
+        stem = re.sub(r"[^\w.+=@ -]+", "_", Path(source).stem)[:100].strip(" .") or "image"
+        tries = (stem if i == 1 else f"{stem}-{i}" for i in count(1))
+        names.append(next(name for name in tries if name.casefold() not in taken))
+        taken.add(names[-1].casefold())
+    return names
