@@ -41,7 +41,9 @@ COLORMAPS: dict[str, np.ndarray] = {
 Scale = str | tuple[float, float]
 """What the ends of the colour scale mean, in x uniform.
 
-"shared": 0 to the largest value of all layers (at least 2, so that maps close to uniform look uniform).
+"shared": 0 to the median peak of all maps that are drawn (at least 2, so that maps close to uniform look uniform).
+Half of the maps reach the last colour; were it the largest peak, the one token that looks at a single cell would leave
+all others blue.
 "map": the least to the largest value of each map. Maps do not compare then, and near-uniform ones look strong.
 (low, high): as given; values beyond take the colours of the ends.
 """
@@ -54,7 +56,7 @@ def value_range(values: np.ndarray, scale: Scale) -> tuple[float, float]:
     """The ends of the colour scale.
 
     Args:
-        values: in x uniform: all that "shared" stands for, or the one map of "map".
+        values: in x uniform: the peaks of all maps that share the scale, or the one map of "map".
         scale: see :data:`Scale`.
 
     Raises:
@@ -63,8 +65,10 @@ def value_range(values: np.ndarray, scale: Scale) -> tuple[float, float]:
     if isinstance(scale, str):
         if scale not in {"shared", "map"}:
             raise ConfigError(f"unknown scale {scale!r}{did_you_mean(scale, ('shared', 'map'))}")
+        if scale == "shared":
+            return 0.0, max(2.0, float(np.median(values)))
         low, high = float(values.min()), float(values.max())
-        return (low, high) if scale == "map" and high > low else (0.0, max(2.0, high))
+        return (low, high) if high > low else (0.0, max(2.0, high))
     low, high = scale
     if not (math.isfinite(low) and math.isfinite(high) and low < high):
         raise ConfigError(f"a colour scale needs two finite ends (low, high) with low < high, got ({low}, {high})")
@@ -139,7 +143,7 @@ def overlay(
     values = maps.at_image_size(layer, token, head, align)
     if scale == "shared":
         head_shown = head if maps.layer(layer).num_heads > 1 else None
-        limits = value_range(_shown(maps.layers, head_shown), scale)
+        limits = value_range(_peaks(maps.layers, head_shown), scale)
     else:
         limits = value_range(maps.times_uniform(layer, head)[token], scale)
     return _blend(photo, values, opacity, cmap, limits)
@@ -161,9 +165,9 @@ def _of_head(layer: LayerMaps, head: int | None) -> np.ndarray:
     return layer.times_uniform(head if layer.num_heads > 1 else None)
 
 
-def _shown(layers: Sequence[LayerMaps], head: int | None) -> np.ndarray:
-    """All values of the layers, in x uniform, as one row."""
-    return np.concatenate([_of_head(layer, head).ravel() for layer in layers])
+def _peaks(layers: Sequence[LayerMaps], head: int | None) -> np.ndarray:
+    """The largest value of every map of the layers, in x uniform."""
+    return np.concatenate([_of_head(layer, head).max(axis=(1, 2)) for layer in layers])
 
 
 def _blend(photo: np.ndarray, values: np.ndarray, opacity: float, cmap: str, limits: tuple[float, float]) -> np.ndarray:
@@ -227,7 +231,7 @@ def grid(
     chosen = [item.layers if layers is None else [item.layer(i) for i in layers] for item in items]
     if not all(chosen):
         raise ConfigError("there are no layers to draw")
-    limits = None if scale == "map" else value_range(_shown([x for some in chosen for x in some], head), scale)
+    limits = None if scale == "map" else value_range(_peaks([x for some in chosen for x in some], head), scale)
     style = _Style(cell, columns, predictions=3 if len(items) == 1 else 1)
 
     def drawn(photo: np.ndarray, geometry: geo.Geometry, layer: LayerMaps) -> _Row:
@@ -267,7 +271,8 @@ def colorbar(cmap: str, limits: tuple[float, float] | None, *, height: int = 240
     """
     low, high = limits or (0.0, 1.0)
     ticks = (
-        [(v, f"{v:g}") for v in _ticks(low, high, min(6, height // (2 * text)))]
+        [(v, f"{v:g}") for v in _ticks(low, high, min(6, height // (2 * text))) if high - v > 0.08 * (high - low)]
+        + [(high, f"{high:.3g}+")]  # higher values take the last colour too
         if limits
         else [(0.0, "least"), (1.0, "peak")]
     )

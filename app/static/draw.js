@@ -17,8 +17,11 @@
       const high = map.reduce((most, value) => Math.max(most, value));
       return high > low ? [low, high] : [0, Math.max(2, high)];
     }
-    // at least 2, so that maps close to uniform look uniform
-    return [0, Math.max(2, ...scene.layers.map((each) => each.peak(headOf(each, options))))];
+    // the median peak: one token that looks at a single cell must not leave all others blue; at least 2, so that maps
+    // close to uniform look uniform
+    const peaks = scene.layers.flatMap((each) => each.peaks(headOf(each, options))).sort((a, b) => a - b);
+    const middle = (peaks[(peaks.length - 1) >> 1] + peaks[peaks.length >> 1]) / 2;
+    return [0, Math.max(2, middle)];
   }
 
   /** The chosen head where the layer has it, else the heads' mean (a static tokenizer has a single head). */
@@ -102,6 +105,12 @@
     return `${Number(value >= 10 ? value.toFixed(0) : value.toFixed(1))}×`;
   }
 
+  /** Ticks with their labels; the end is marked "+", for higher values take the last colour too. */
+  function marks(low, high) {
+    const inner = ticks(low, high).filter((value) => high - value > 0.08 * (high - low));
+    return [...inner.map((value) => [value, tickLabel(value)]), [high, `${tickLabel(high)}+`]];
+  }
+
   /** The largest width x height inside a box with the photo's aspect ratio (at least 1 pixel a side). */
   function fit(geometry, boxWidth, boxHeight) {
     const [h, w] = geometry.original;
@@ -163,8 +172,8 @@
     }
     const [low, high] = range(scene, options, scene.layers[0], 0);
     pen.textAlign = "center";
-    for (const value of ticks(low, high)) {
-      pen.fillText(tickLabel(value), x + (420 * (value - low)) / (high - low), under + 38);
+    for (const [value, label] of marks(low, high)) {
+      pen.fillText(label, x + (420 * (value - low)) / (high - low), under + 38);
     }
     pen.textAlign = "start";
   }
@@ -175,5 +184,5 @@
     return `Layer ${layer.index}: ${count}${layer.kept ? `, ${layer.kept} kept` : ""}`;
   }
 
-  Object.assign(vtviz, { range, headOf, overlay, bar, ticks, format, tickLabel, fit, panel, title });
+  Object.assign(vtviz, { range, headOf, overlay, bar, ticks, marks, format, tickLabel, fit, panel, title });
 })();

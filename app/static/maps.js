@@ -62,8 +62,8 @@
     }
 
     /** Highest value of any token, in times uniform. */
-    peak(head) {
-      return Math.max(...this.numbers(head).tokens.map((t) => t.peak));
+    peaks(head) {
+      return this.numbers(head).tokens.map((token) => token.peak);
     }
   }
 

@@ -264,10 +264,11 @@
       const width = this.bar.parentElement.clientWidth;
       const [wide, tall] = this.resize(this.bar, width, 12);
       vtviz.bar(this.bar.getContext("2d"), 0, 0, wide, tall, this.luts[state.colormap]);
-      const marks = vtviz.ticks(low, high).map((value) => {
+      const whole = state.scale === "map" ? vtviz.ticks(low, high).map((v) => [v, vtviz.tickLabel(v)]) : vtviz.marks(low, high);
+      const marks = whole.map(([value, label]) => {
         const share = high > low ? (value - low) / (high - low) : 0;
         const edge = share < 0.02 ? "vtx-first" : share > 0.98 ? "vtx-last" : null;
-        const mark = make("span", { class: edge }, vtviz.tickLabel(value));
+        const mark = make("span", { class: edge }, label);
         mark.style.left = `${100 * share}%`;
         return mark;
       });

@@ -104,6 +104,9 @@ class ClassifierTraining(L.LightningModule):
         if said.coefficients is not None and coefficients and recipe.token_weight > 0:
             parts["tokens"] = coefficient_divergence(coefficients, said.coefficients)
             loss = loss + recipe.token_weight * parts["tokens"]
+        if coefficients and recipe.diversity_weight > 0:
+            parts["diversity"] = torch.stack([map_correlation(maps) for maps in coefficients]).mean()
+            loss = loss + recipe.diversity_weight * parts["diversity"]
         for name, value in {"train": loss, **parts}.items():
             self._losses.setdefault(name, []).append(value.detach())
         self.log("loss", loss.detach(), prog_bar=True)
@@ -189,3 +192,12 @@ def coefficient_divergence(own: list[Tensor], target: list[Tensor]) -> Tensor:
         if o.shape == t.shape
     ]
     return torch.stack(losses).mean() if losses else own[0].new_zeros(())
+
+
+def map_correlation(coefficients: Tensor) -> Tensor:
+    """Mean squared correlation between the maps of a block's tokens: (N, heads, tokens, h, w) -> scalar in [0, 1]."""
+    maps = coefficients.mean(dim=1).flatten(2)
+    directions = F.normalize(maps - maps.mean(dim=-1, keepdim=True), dim=-1)
+    square = (directions @ directions.transpose(1, 2)).square()
+    tokens = maps.shape[1]
+    return (square.sum(dim=(1, 2)) - tokens).mean() / max(1, tokens * (tokens - 1))

@@ -47,6 +47,8 @@ class Recipe:
         feature_weight_end: the same at the end; linear between.
         logit_weight: weight of the KL divergence to the teacher's logits; the labels get 1 minus it.
         token_weight: weight of the KL divergence to the teacher's token coefficients A.
+        diversity_weight: weight of the mean squared correlation between the token maps of a block (heads' mean). Not the
+            paper's: dynamic tokens whose queries are alike look at the same pixels, and nothing else drives them apart.
         temperature: of both softmaxes in the logits' KL divergence.
     """
 
@@ -77,6 +79,7 @@ class Recipe:
     feature_weight_end: float = 0.2
     logit_weight: float = 0.7
     token_weight: float = 0.5
+    diversity_weight: float = 0.0
     temperature: float = 2.0
 
     def __post_init__(self) -> None:
@@ -94,7 +97,7 @@ class Recipe:
         for name in ("label_smoothing", "ema", "dropout", "drop_path"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be in [0, 1), got {getattr(self, name)}")
-        for name in ("feature_weight", "feature_weight_end", "token_weight", "mixup", "clip", "weight_decay"):
+        for name in ("feature_weight", "feature_weight_end", "token_weight", "diversity_weight", "mixup", "clip", "weight_decay"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} must not be negative, got {getattr(self, name)}")
         if not 0 <= self.logit_weight <= 1:

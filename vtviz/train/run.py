@@ -25,7 +25,7 @@ import vtviz
 from vtviz import checkpoints
 from vtviz.card import Card, Preprocessing
 from vtviz.data.device import DeviceLoader
-from vtviz.data.folder import ImageList, open_folder, read_class_names
+from vtviz.data.folder import ClassList, ImageList, open_folder, read_class_names
 from vtviz.data.loading import (
     BatchPlan,
     EvaluationSet,
@@ -37,6 +37,7 @@ from vtviz.data.loading import (
 from vtviz.data.store import PixelStore
 from vtviz.errors import CheckpointError, TrainingError
 from vtviz.models.registry import config_to_dict, model_from_config
+from vtviz.models.resnet import Classifier
 from vtviz.predictor import Predictor
 from vtviz.train.classifier import ClassifierTraining
 from vtviz.train.recipes import Recipe
@@ -56,6 +57,8 @@ class TrainingJob:
         recipe: how to train.
         model: registry name.
         preset: of the model's configuration.
+        start: a vtviz checkpoint or run whose weights training starts from; its model and configuration replace
+            ``model`` and ``preset``. Where its classes are others, it gets a fresh last layer.
         weights: torchvision weights for the backbone, by name or file; None starts from random weights.
         teacher: see :func:`vtviz.train.teachers.load_teacher`.
         classes_file: "ID name" lines that give class folders their display names.
@@ -74,7 +77,8 @@ class TrainingJob:
     out: str
     recipe: Recipe
     model: str = "vt_resnet18"
-    preset: str = "counts"
+    preset: str | None = None
+    start: str | None = None
     weights: str | None = None
     teacher: str | None = None
     classes_file: str | None = None
@@ -110,14 +114,7 @@ def train_classifier(job: TrainingJob, *, resume: bool = False) -> Path:
     train = open_folder(job.data, "train", names=names, seed=recipe.seed).limit(job.limit, recipe.seed)
     val = open_folder(job.data, "val", classes=train.classes, seed=recipe.seed)
     val = val.limit(job.val_limit or (job.limit and max(1, job.limit // 4)), recipe.seed)
-    model = checkpoints.create_model(
-        job.model,
-        job.preset,
-        weights=job.weights,
-        num_classes=len(train.classes),
-        dropout=recipe.dropout,
-        drop_path=recipe.drop_path,
-    )
+    name, model = _model(job, train.classes)
     teacher = load_teacher(job.teacher, train.classes) if job.teacher else None
     preprocessing = Preprocessing(size=recipe.eval_size)
     module = ClassifierTraining(model, recipe, preprocessing, teacher=teacher)
@@ -134,7 +131,7 @@ def train_classifier(job: TrainingJob, *, resume: bool = False) -> Path:
     batches = _batches(job, train_store, train.targets, plan, accelerator, workers)
     card = Card(
         name=out.name,
-        model=job.model,
+        model=name,
         config=config_to_dict(model.config),
         classes=train.classes.names,
         class_ids=train.classes.ids,
@@ -271,6 +268,23 @@ def environment() -> dict[str, Any]:
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "cpu",
         "threads": torch.get_num_threads(),
     }
+
+
+def _model(job: TrainingJob, classes: ClassList) -> tuple[str, Classifier]:
+    """The network to train and its registry name, from its start or from scratch."""
+    recipe = job.recipe
+    if job.start is None:
+        options = {"num_classes": len(classes), "dropout": recipe.dropout, "drop_path": recipe.drop_path}
+        model = checkpoints.create_model(job.model, job.preset, weights=job.weights, **options)
+        name = job.model
+    else:
+        model, card = checkpoints.load(job.start)
+        name = card.model
+        if card.class_ids != classes.ids and isinstance(model, Classifier):
+            model.reset_classifier(len(classes))
+    if not isinstance(model, Classifier):
+        raise TrainingError(f"{name} is not a classifier")
+    return name, model
 
 
 def _batches(

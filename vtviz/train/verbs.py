@@ -26,7 +26,7 @@ def train(
     data: Data,
     out: Annotated[Path, typer.Option(help="Run folder: weights, metrics, everything needed to resume.")],
     model: Model = "vt_resnet18",
-    preset: Annotated[str, typer.Option(help="Configuration of the model; see `vtviz profile`.")] = "counts",
+    preset: Annotated[str | None, typer.Option(help="Configuration of the model; see `vtviz profile`.")] = None,
     recipe: Annotated[str, typer.Option(help="small, in109 or finetune.")] = "small",
     epochs: Annotated[int | None, typer.Option(help="Overrides the recipe's.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Images an optimiser step, over all devices.")] = None,
@@ -35,6 +35,9 @@ def train(
     seed: Annotated[int | None, typer.Option(help="Of initialisation, order and augmentation.")] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Any other field of the recipe; repeatable.")
+    ] = None,
+    start: Annotated[
+        str | None, typer.Option("--from", help="Start from a vtviz checkpoint or run; a new head for other classes.")
     ] = None,
     weights: Annotated[
         str | None, typer.Option(help="Pretrained backbone: torchvision's name (IMAGENET1K_V1) or a file.")
@@ -70,6 +73,7 @@ def train(
         recipe=make_recipe(recipe, **overrides),
         model=model,
         preset=preset,
+        start=start,
         weights=weights,
         teacher=teacher,
         classes_file=str(classes) if classes else None,
