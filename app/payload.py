@@ -118,8 +118,11 @@ def _encode_statistics(values: LayerStatistics) -> dict[str, Any]:
 
 def accuracy_note(card: Card | None) -> str:
     """One line on how far the prediction can be trusted; empty where the card does not say."""
-    top1, n = (card.accuracy.get(key) for key in ("top1", "n")) if card and card.trained else (None, None)
-    if not isinstance(top1, int | float):
+    if card is None or not card.trained or not isinstance(card.accuracy.get("top1"), int | float):
         return ""
+    top1, n = card.accuracy["top1"], card.accuracy.get("n")
     of = f" of {n:,} validation photos" if isinstance(n, int) else " of its validation photos"
-    return f"Its first guess is right for {top1:.0%}{of}."
+    return (
+        f"Its first guess is right for {top1:.0%}{of}. "
+        f"It knows {len(card.classes)} classes (see About) and gives a photo of anything else one of them."
+    )

@@ -107,7 +107,7 @@
 
   /** Ticks with their labels; the end is marked "+", for higher values take the last colour too. */
   function marks(low, high) {
-    const inner = ticks(low, high).filter((value) => high - value > 0.08 * (high - low));
+    const inner = ticks(low, high).filter((value) => high - value > 0.18 * (high - low));
     return [...inner.map((value) => [value, tickLabel(value)]), [high, `${tickLabel(high)}+`]];
   }
 

@@ -55,13 +55,22 @@
       return this.statistics[head + 1];
     }
 
-    /** The token whose mean map peaks highest. */
+    /** The token whose mean map peaks highest, of those that peak within the photo: what peaks on the outermost cells is
+     *  mostly the network's padding. */
     strongest() {
-      const peaks = this.numbers(-1).tokens.map((token) => token.peak);
-      return peaks.indexOf(Math.max(...peaks));
+      const peaks = this.peaks(-1);
+      const order = peaks.map((_, token) => token).sort((a, b) => peaks[b] - peaks[a]);
+      return order.find((token) => !this.peaksAtTheEdge(token)) ?? order[0];
     }
 
-    /** Highest value of any token, in times uniform. */
+    peaksAtTheEdge(token) {
+      const map = this.map(token, -1);
+      const cell = map.indexOf(map.reduce((most, value) => Math.max(most, value)));
+      const [y, x] = [Math.floor(cell / this.w), cell % this.w];
+      return y === 0 || x === 0 || y === this.h - 1 || x === this.w - 1;
+    }
+
+    /** Highest value of each token's map, in times uniform. */
     peaks(head) {
       return this.numbers(head).tokens.map((token) => token.peak);
     }

@@ -7,6 +7,7 @@ import gradio as gr
 import numpy as np
 import pytest
 
+from app.examples import load_examples
 from app.explore import EXPIRED, VIEWS, Explore, Shown, message, open_photo
 from app.page import build_page, launch_options
 from app.payload import decode_layer
@@ -95,7 +96,7 @@ def test_clearing_the_slot_changes_nothing(explore):
 def test_an_example_is_picked_by_its_key(explore):
     payload, shown, problem = explore.open_example("own", WHOLE, SimpleNamespace(key="coffee"))
     assert (shown.photo, shown.uploaded, problem) == ("coffee", False, "")
-    assert payload["geometry"]["original"] == [400, 600]
+    assert payload["geometry"]["original"] == list(load_examples()["coffee"].image.shape[:2])
     canvas, _, problem = explore.open_example("own", WHOLE, SimpleNamespace(key="cofee"))
     assert skipped(canvas)
     assert "did you mean &#x27;coffee&#x27;?" in problem

@@ -108,7 +108,11 @@ def test_a_model_without_tokens_gives_photo_and_prediction(shelf, coffee):
 
 
 def test_the_note_states_the_card_and_nothing_else(shelf, tiny_card, tiny_model):
-    assert accuracy_note(shelf.get("own").card) == "Its first guess is right for 62% of 5,450 validation photos."
+    card = shelf.get("own").card
+    assert accuracy_note(card) == (
+        "Its first guess is right for 62% of 5,450 validation photos. "
+        f"It knows {len(card.classes)} classes (see About) and gives a photo of anything else one of them."
+    )
     assert accuracy_note(shelf.get("blank").card) == ""
     assert accuracy_note(None) == ""
     claimed = tiny_card(tiny_model(), trained=False, accuracy={"top1": 0.9})
