@@ -18,6 +18,7 @@ import typer
 
 import vtviz
 from vtviz.errors import CheckpointError, ConfigError, ImageError, VtvizError
+from vtviz.train import verbs
 
 if TYPE_CHECKING:
     from vtviz.card import Card
@@ -334,6 +335,11 @@ def profile(
 
 QUANTITIES = {"params": "params (M)", "macs": "MACs (G)", "neck_macs": "neck (G)", "ratio": "reduction (x)"}
 """Field of a profile's row that the paper and we have a figure for -> its heading."""
+
+
+app.command()(verbs.train)
+app.command()(verbs.finetune)
+app.command()(verbs.evaluate)
 
 
 def _print_profile(rows: list[ProfileRow]) -> None:

@@ -24,6 +24,7 @@ import torch
 from PIL import Image
 
 from vtviz import geometry as geo
+from vtviz import images
 from vtviz.errors import ConfigError, DataError
 from vtviz.hooks import Layer
 from vtviz.statistics import DEAD_PEAK, LayerStatistics, map_statistics
@@ -315,7 +316,7 @@ class TokenMaps:
                 model=manifest["model"],
                 weights=manifest["weights"],
                 source=manifest["source"],
-                image=np.array(Image.open(io.BytesIO(files["image.png"]))) if "image.png" in files else None,
+                image=images.load(files["image.png"]) if "image.png" in files else None,
                 versions=manifest["versions"],
             )
         except FileNotFoundError as error:

@@ -26,7 +26,7 @@ RATIO = math.log(4 / 3)
 class DeviceLoader:
     """Batches (N, 3, s, s) float32 in [0, 1] and targets (N,) on the device, in a :class:`BatchPlan`'s order.
 
-    Every random number depends on seed, epoch and batch alone.
+    Every random number depends on seed, epoch and the micro-batch's number alone, whichever process makes it.
 
     Attributes:
         sampler: the plan, where Lightning looks for what it tells the epoch to.
@@ -63,8 +63,8 @@ class DeviceLoader:
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         epoch = self.sampler.epoch
         for number, draws in enumerate(self.sampler):
-            rng = np.random.default_rng((self.sampler.seed, epoch, number, self.sampler.rank))
-            indices = np.array([draw.index for draw in draws])
+            rng = np.random.default_rng((self.sampler.seed, epoch, number * self.sampler.world + self.sampler.rank))
+            indices = np.array([draw.image for draw in draws])
             yield self._batch(indices, draws[0].size, rng)
 
     def _batch(self, indices: np.ndarray, size: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:

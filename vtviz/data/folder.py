@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from vtviz.data.classes import plain_name
 from vtviz.errors import DataError, did_you_mean
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
@@ -25,20 +26,26 @@ class ClassList:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def find(self, folder: str) -> list[int]:
+        """Positions of the classes that a folder may be called after: by id, else by name (any case, ``_`` for blanks)."""
+        if folder in self.ids:
+            return [self.ids.index(folder)]
+        wanted = plain_name(folder)
+        return [i for i, name in enumerate(self.names) if plain_name(name) == wanted]
+
     def index(self, folder: str) -> int:
-        """Position of the class that a folder is called after, by id or by name (any case, ``_`` for blanks).
+        """Position of the class that a folder is called after.
 
         Raises:
             DataError: for a folder that is no class, or whose name two classes share.
         """
-        if folder in self.ids:
-            return self.ids.index(folder)
-        wanted = _plain(folder)
-        found = [i for i, name in enumerate(self.names) if _plain(name) == wanted]
-        if len(found) > 1:
-            raise DataError(f"folder {folder!r} names {len(found)} classes; call it by its id: {self.ids[found[0]]} …")
+        found = self.find(folder)
         if not found:
-            raise DataError(f"folder {folder!r} is not one of the {len(self)} classes{did_you_mean(folder, self.names)}")
+            hint = did_you_mean(folder, (*self.ids, *self.names))
+            raise DataError(f"folder {folder!r} is not one of the {len(self)} classes{hint}")
+        if len(found) > 1:
+            ids = ", ".join(self.ids[i] for i in found)
+            raise DataError(f"folder {folder!r} names {len(found)} classes; call it by one of their ids: {ids}")
         return found[0]
 
 
@@ -151,7 +158,3 @@ def _seeded_part(files: list[Path], split: str, seed: int) -> list[Path]:
     order = np.random.default_rng(seed).permutation(len(files))
     val = set(order[: round(len(files) * VAL_FRACTION)].tolist())
     return [f for i, f in enumerate(files) if (i in val) == (split == "val")]
-
-
-def _plain(name: str) -> str:
-    return " ".join(name.replace("_", " ").replace("-", " ").lower().split())

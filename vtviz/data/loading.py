@@ -24,9 +24,9 @@ SIZE_STEP = 16
 
 
 class Draw(NamedTuple):
-    """One training sample: which image, in which epoch, and the side of its crop in pixels."""
+    """One training sample: the position of its image, the epoch, and the side of its crop in pixels."""
 
-    index: int
+    image: int
     epoch: int
     size: int
 
@@ -121,7 +121,8 @@ def training_transform(size: int, augment: str, crop_scale: tuple[float, float])
     """Torchvision's augmentation of one (3, H, W) uint8 image to (3, size, size) uint8.
 
     ``augment``: "none" (resize), "flip", "crop" (random resized crop and flip), "jitter" (crop, flip and colours),
-    "trivial" (crop, flip and TrivialAugment, Mueller & Hutter 2021), "auto" (crop, flip and AutoAugment's ImageNet policy, the paper's Sec. 5.1).
+    "trivial" (crop, flip and TrivialAugment, Mueller & Hutter 2021), "auto" (crop, flip and AutoAugment's ImageNet
+    policy, the paper's Sec. 5.1).
     """
     if augment not in AUGMENTATIONS:
         raise ConfigError(f"augment must be one of {', '.join(AUGMENTATIONS)}, got {augment!r}")
@@ -155,16 +156,21 @@ class TrainingSet(Dataset):
         return len(self.store)
 
     def __getitem__(self, draws: Sequence[Draw]) -> tuple[Tensor, Tensor]:
-        """The images of ``draws``, cropped and augmented as (seed, epoch, index) decide."""
-        with torch.random.fork_rng(devices=[]):
-            batch = torch.stack([self._augmented(draw) for draw in draws])
-        return batch, torch.tensor([self.targets[draw.index] for draw in draws])
+        """The images of ``draws``, cropped and augmented as (seed, epoch, image) decide.
 
-    def _augmented(self, draw: Draw) -> Tensor:
+        Raises:
+            DataError: where more files than the store's bound cannot be read.
+        """
+        with torch.random.fork_rng(devices=[]):
+            samples = [self._augmented(draw) for draw in draws]
+        return torch.stack([pixels for pixels, _ in samples]), torch.tensor([target for _, target in samples])
+
+    def _augmented(self, draw: Draw) -> tuple[Tensor, int]:
         if draw.size not in self._transforms:
             self._transforms[draw.size] = training_transform(draw.size, self.augment, self.crop_scale)
-        torch.default_generator.manual_seed(mix_seed(self.seed, draw.epoch, draw.index))  # of the CPU alone: cheap
-        return self._transforms[draw.size](self.store[draw.index])
+        index, pixels = self.store.read_near(draw.image)
+        torch.default_generator.manual_seed(mix_seed(self.seed, draw.epoch, draw.image))  # of the CPU alone: cheap
+        return self._transforms[draw.size](pixels), self.targets[index]
 
 
 class EvaluationSet(Dataset):
@@ -191,15 +197,19 @@ class EvaluationSet(Dataset):
 
 
 class SameShapeBatches(Sampler[list[int]]):
-    """Evaluation batches of images whose inputs have one shape, in a fixed order."""
+    """Evaluation batches of images whose inputs have one shape, in a fixed order.
 
-    def __init__(self, shapes: Sequence[tuple[int, int]], batch_size: int) -> None:
+    Process r of n takes every n-th batch; where there are fewer batches than processes, each takes all of them.
+    """
+
+    def __init__(self, shapes: Sequence[tuple[int, int]], batch_size: int, *, rank: int = 0, world: int = 1) -> None:
         groups: dict[tuple[int, int], list[int]] = {}
         for index, shape in enumerate(shapes):
             groups.setdefault(shape, []).append(index)
-        self.batches = [
+        batches = [
             members[i : i + batch_size] for members in groups.values() for i in range(0, len(members), batch_size)
         ]
+        self.batches = batches[rank::world] if len(batches) >= world else batches
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -208,10 +218,13 @@ class SameShapeBatches(Sampler[list[int]]):
         return iter(self.batches)
 
 
-def evaluation_loader(data: EvaluationSet, batch_size: int, workers: int = 0) -> DataLoader:
+def evaluation_loader(
+    data: EvaluationSet, batch_size: int, workers: int = 0, *, rank: int = 0, world: int = 1
+) -> DataLoader:
     """Batches (N, 3, h, w) float32 in [0, 1] and targets (N,), grouped by input shape."""
     shapes = [data.input_shape(i) for i in range(len(data))]
-    return DataLoader(data, batch_sampler=SameShapeBatches(shapes, batch_size), num_workers=workers)
+    batches = SameShapeBatches(shapes, batch_size, rank=rank, world=world)
+    return DataLoader(data, batch_sampler=batches, num_workers=workers)
 
 
 def training_loader(data: TrainingSet, plan: BatchPlan, *, workers: int = 0, pin: bool = False) -> DataLoader:

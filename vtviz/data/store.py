@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,6 +23,7 @@ from vtviz.errors import DataError, ImageError
 MAX_BAD_SHARE = 0.01
 """Unreadable files up to this share of a data set (and at least 10) are reported and left out."""
 CHUNK = 64
+_LOG = logging.getLogger(__name__)
 
 
 class PixelStore:
@@ -28,7 +32,7 @@ class PixelStore:
     Memory is shared with data-loading processes that are forked after the store was made.
 
     Attributes:
-        kept: positions in the list given that could be read; ``store[i]`` is image ``kept[i]``.
+        kept: positions in the list given of the images in the store: ``store[i]`` is image ``kept[i]``.
         skipped: one line for each file that could not be read.
     """
 
@@ -37,7 +41,8 @@ class PixelStore:
         paths: Sequence[Path],
         *,
         short_side: int | None = None,
-        memory: int = 12 * 2**30,
+        memory: float = 12 * 2**30,
+        check: bool = False,
         workers: int | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
@@ -47,21 +52,27 @@ class PixelStore:
             paths: image files.
             short_side: shrink images whose shorter side is larger than this, so that they take less memory.
             memory: bytes that the decoded images may take; larger sets are decoded at each access.
+            check: decode everything once even where it cannot be kept, so that files that cannot be read are found
+                ahead, and :meth:`shape` costs nothing.
             workers: decoding processes; by default one a core.
             progress: called with (images done, images in all).
 
         Raises:
             DataError: where too many files cannot be read.
         """
+        if not paths:
+            raise DataError("a data set needs at least one image, got none")
         self.paths = list(paths)
         self.short_side = short_side
         self.kept: list[int] = list(range(len(self.paths)))
         self.skipped: list[str] = []
+        self.limit = int(max(10, MAX_BAD_SHARE * len(self.paths)))
         self._pixels: np.ndarray | None = None
-        self._shapes = np.zeros((0, 2), np.int64)
+        self._shapes: np.ndarray | None = None
         self._offsets = np.zeros(1, np.int64)
-        if self._estimate() <= memory:
-            self._decode(workers or os.cpu_count() or 1, progress)
+        fits = self._estimate() <= memory
+        if fits or check:
+            self._decode(workers or os.cpu_count() or 1, progress, keep=fits)
 
     @property
     def in_memory(self) -> bool:
@@ -72,74 +83,114 @@ class PixelStore:
         return len(self.kept)
 
     def __getitem__(self, index: int) -> Tensor:
-        """Image ``index`` as (3, H, W) uint8, a fresh tensor."""
-        if self._pixels is None:
+        """Image ``index`` as (3, H, W) uint8, a fresh tensor.
+
+        Raises:
+            ImageError: for a file that cannot be read, where the pixels were not decoded ahead.
+        """
+        if self._pixels is None or self._shapes is None:
             return _to_chw(_read(self.paths[index], self.short_side))
         height, width = self._shapes[index]
         flat = self._pixels[self._offsets[index] : self._offsets[index + 1]]
         return _to_chw(flat.reshape(height, width, 3).copy())
 
+    def read_near(self, index: int) -> tuple[int, Tensor]:
+        """Image ``index``, or the first one after it that can be read: its position and pixels.
+
+        Each file that cannot be read is logged once and added to ``skipped``.
+
+        Raises:
+            DataError: where there are too many of them.
+        """
+        while True:
+            try:
+                return index, self[index]
+            except ImageError as error:
+                line = f"{self.paths[index]}: {error}"
+                if line not in self.skipped:
+                    _LOG.warning("left out: %s", line)
+                    self._skip([line])
+                index = (index + 1) % len(self)
+
     def shape(self, index: int) -> tuple[int, int]:
         """(H, W) of image ``index``."""
-        if self._pixels is None:
+        if self._shapes is None:
             return tuple(self[index].shape[-2:])  # type: ignore[return-value]
         return int(self._shapes[index][0]), int(self._shapes[index][1])
 
     def _estimate(self) -> float:
         """Bytes that all images would take, judged by a sample."""
         sample = self.paths[:: max(1, len(self.paths) // 32)]
-        sizes = [image.nbytes for image in (_try_read(p, self.short_side)[0] for p in sample) if image is not None]
+        sizes = [image.nbytes for image in (_try_read(p, self.short_side).image for p in sample) if image is not None]
         return float(np.mean(sizes)) * len(self.paths) if sizes else 0.0
 
-    def _decode(self, workers: int, progress: Callable[[int, int], None] | None) -> None:
+    def _decode(self, workers: int, progress: Callable[[int, int], None] | None, *, keep: bool) -> None:
         chunks = [self.paths[i : i + CHUNK] for i in range(0, len(self.paths), CHUNK)]
         decoded: list[np.ndarray] = []
+        shapes: list[tuple[int, int]] = []
+        problems: list[str] = []
         self.kept = []
-        with _pool(min(workers, len(chunks))) as run:
-            for number, results in enumerate(run(chunks, self.short_side)):
-                for position, (image, problem) in enumerate(results, start=number * CHUNK):
-                    if image is None:
-                        self.skipped.append(problem)
-                    else:
-                        self.kept.append(position)
-                        decoded.append(image)
+        with _mapper(min(workers, len(chunks))) as run:
+            for number, results in enumerate(run(_read_chunk, chunks, [(self.short_side, keep)] * len(chunks))):
+                for position, result in enumerate(results, start=number * CHUNK):
+                    if result.shape is None:
+                        problems.append(result.problem)
+                        continue
+                    self.kept.append(position)
+                    shapes.append(result.shape)
+                    if result.image is not None:
+                        decoded.append(result.image)
                 if progress is not None:
                     progress(min((number + 1) * CHUNK, len(self.paths)), len(self.paths))
-        if len(self.skipped) > max(10, MAX_BAD_SHARE * len(self.paths)) or not decoded:
-            raise DataError(f"{len(self.skipped)} of {len(self.paths)} images cannot be read; first: {self.skipped[0]}")
+        self._skip(problems)
+        if not shapes:
+            raise DataError(f"none of {len(self.paths)} images can be read; first: {problems[0]}")
         self.paths = [self.paths[i] for i in self.kept]
-        self._shapes = np.array([image.shape[:2] for image in decoded], np.int64)
-        self._offsets = np.concatenate([[0], np.cumsum([image.size for image in decoded])]).astype(np.int64)
-        self._pixels = np.concatenate([image.reshape(-1) for image in decoded])
+        self._shapes = np.array(shapes, np.int64)
+        if keep:
+            self._offsets = np.concatenate([[0], np.cumsum([image.size for image in decoded])]).astype(np.int64)
+            self._pixels = np.concatenate([image.reshape(-1) for image in decoded])
+
+    def _skip(self, problems: Sequence[str]) -> None:
+        self.skipped += problems
+        if len(self.skipped) > self.limit:
+            raise DataError(f"{len(self.skipped)} of {len(self.paths)} images cannot be read; first: {self.skipped[0]}")
 
 
-class _pool:  # noqa: N801 - a context manager that reads like a function
-    """Decoding in forked processes, or in this one where forking is not to be had or not worth it."""
+class _Result(NamedTuple):
+    """One file: its pixels where they are wanted, its shape where it could be read, else what is wrong."""
 
-    def __init__(self, workers: int) -> None:
-        self.executor = None
-        if workers > 1 and sys.platform == "linux":
-            self.executor = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("fork"))
-
-    def __enter__(self) -> Callable:
-        mapper = map if self.executor is None else self.executor.map
-        return lambda chunks, side: mapper(_read_chunk, chunks, [side] * len(chunks))
-
-    def __exit__(self, *_: object) -> None:
-        if self.executor is not None:
-            self.executor.shutdown(cancel_futures=True)
+    image: np.ndarray | None
+    shape: tuple[int, int] | None
+    problem: str
 
 
-def _read_chunk(paths: Sequence[Path], short_side: int | None) -> list[tuple[np.ndarray | None, str]]:
-    torch.set_num_threads(1)
-    return [_try_read(path, short_side) for path in paths]
-
-
-def _try_read(path: Path, short_side: int | None) -> tuple[np.ndarray | None, str]:
+@contextmanager
+def _mapper(workers: int) -> Iterator[Callable]:
+    """``map`` in forked processes, or the built-in one where forking is not to be had or not worth it."""
+    if workers < 2 or sys.platform != "linux":
+        yield map
+        return
+    fork = multiprocessing.get_context("fork")
+    executor = ProcessPoolExecutor(workers, mp_context=fork, initializer=torch.set_num_threads, initargs=(1,))
     try:
-        return _read(path, short_side), ""
+        yield executor.map
+    finally:
+        executor.shutdown(cancel_futures=True)
+
+
+def _read_chunk(paths: Sequence[Path], options: tuple[int | None, bool]) -> list[_Result]:
+    short_side, keep = options
+    results = [_try_read(path, short_side) for path in paths]
+    return results if keep else [result._replace(image=None) for result in results]
+
+
+def _try_read(path: Path, short_side: int | None) -> _Result:
+    try:
+        image = _read(path, short_side)
     except ImageError as error:
-        return None, f"{path}: {error}"
+        return _Result(None, None, f"{path}: {error}")
+    return _Result(image, (image.shape[0], image.shape[1]), "")
 
 
 def _read(path: Path, short_side: int | None) -> np.ndarray:

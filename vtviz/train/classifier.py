@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import lightning as L
 import numpy as np
+import safetensors.torch
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -14,20 +16,27 @@ from torchvision.transforms import v2
 
 from vtviz.checkpoints import Preprocessing
 from vtviz.data.loading import mix_seed
+from vtviz.errors import TrainingError
 from vtviz.models.resnet import Classifier
 from vtviz.models.vt_resnet import VTResNet
 from vtviz.statistics import map_statistics, summarize
+from vtviz.train.losses import coefficient_divergence, map_correlation, relative_error, soft_divergence
 from vtviz.train.recipes import Recipe
 from vtviz.train.teachers import Targets, Teacher
 
 STATISTICS_IMAGES = 256
 """Validation images whose token maps are summarised after each epoch."""
+BAD_BATCH = "bad_batch.safetensors"
+"""Where a batch that made the loss infinite or NaN is kept, in the run folder."""
 
 
 class ClassifierTraining(L.LightningModule):
     """Labels, and a teacher's features, logits and token coefficients where there is one.
 
     Batches are images (N, 3, s, s), uint8 or float in [0, 1], with targets (N,).
+
+    Attributes:
+        confusion: of the last validation, (classes, classes) int64: rows are right classes, columns predicted ones.
     """
 
     def __init__(
@@ -38,8 +47,15 @@ class ClassifierTraining(L.LightningModule):
         self.recipe = recipe
         self._teacher = [teacher] if teacher is not None else []  # in a list: no part of this module's state
         self.preprocessing = preprocessing
-        self.frozen = self._freeze()
+        self.levels = levels(model)
+        self.frozen: list[nn.Module] = [
+            m for stage in self.levels[: min(recipe.freeze, model.backbone.stages)] for m in stage
+        ]
+        for module in self.frozen:
+            module.requires_grad_(False)
+        self.confusion = torch.zeros(0, 0, dtype=torch.int64)
         self._losses: dict[str, list[Tensor]] = {}
+        self._unchecked: tuple[Tensor, Tensor, Tensor, int] | None = None
         self._hits = torch.zeros(3)
         self._maps: list[list[np.ndarray]] = []
 
@@ -47,15 +63,6 @@ class ClassifierTraining(L.LightningModule):
     def teacher(self) -> Teacher | None:
         """The network that is distilled from."""
         return self._teacher[0] if self._teacher else None
-
-    def _freeze(self) -> list[nn.Module]:
-        """Stop the gradients of the first stages; their batch norms keep their statistics too."""
-        backbone = self.model.backbone
-        stem = [backbone.conv1, backbone.bn1]
-        frozen: list[nn.Module] = [*stem, *backbone.residual_stages()[: self.recipe.freeze - 1]] if self.recipe.freeze else []
-        for module in frozen:
-            module.requires_grad_(False)
-        return frozen
 
     def on_train_epoch_start(self) -> None:
         """Keep frozen stages in eval mode: Lightning has just put everything into training mode."""
@@ -70,55 +77,93 @@ class ClassifierTraining(L.LightningModule):
         return self.preprocessing.normalize(images).contiguous(memory_format=torch.channels_last)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """One micro-batch; every random number in it depends on seed, epoch, batch and process alone."""
+        """One micro-batch; every random number in it depends on seed, epoch and the micro-batch's number alone."""
         recipe = self.recipe
-        torch.manual_seed(mix_seed(recipe.seed, self.current_epoch, batch_idx, self.global_rank))
+        self._check_last()
+        number = batch_idx * self.trainer.world_size + self.global_rank  # as one process would count it
+        torch.manual_seed(mix_seed(recipe.seed, self.current_epoch, number))
         images, targets = batch
         if images.dtype == torch.uint8:
             images = images.float().div_(255)
+        labels = targets
         if recipe.mixup > 0:
             images, targets = v2.MixUp(alpha=recipe.mixup, num_classes=self.model.fc.out_features)(images, targets)
-        said = self.teacher(images) if self.teacher is not None else Targets(None, None, None)
-
-        features = self.model.backbone(self.normalise(images))
-        if isinstance(self.model, VTResNet):
-            blocks = self.model.stage(features[-1])
-            coefficients = [block.tokenizer.coefficients for block in blocks]
-            logits = self.model.forward_head(blocks[-1].tokens)
-        else:
-            coefficients = []
-            logits = self.model.forward_head(features[-1])
-        logits = logits.float()
-
-        label_loss = F.cross_entropy(logits, targets, label_smoothing=recipe.label_smoothing)
-        parts = {"label": label_loss}
-        loss = label_loss
-        if said.logits is not None and recipe.logit_weight > 0:
-            shared = logits if self.teacher.shared == list(range(logits.shape[1])) else logits[:, self.teacher.shared]
-            parts["logits"] = soft_divergence(shared, said.logits.float(), recipe.temperature)
-            loss = (1 - recipe.logit_weight) * label_loss + recipe.logit_weight * parts["logits"]
-        if said.features is not None and (weight := self._feature_weight()) > 0 and recipe.freeze < 4:
-            pairs = list(zip(features, said.features, strict=False))
-            parts["features"] = torch.stack([relative_error(own, target) for own, target in pairs]).mean()
-            loss = loss + weight * parts["features"]
-        if said.coefficients is not None and coefficients and recipe.token_weight > 0:
-            parts["tokens"] = coefficient_divergence(coefficients, said.coefficients)
-            loss = loss + recipe.token_weight * parts["tokens"]
+        features, coefficients, logits = self._forward(self.normalise(images))
+        parts = {"label": F.cross_entropy(logits, targets, label_smoothing=recipe.label_smoothing)}
+        loss = parts["label"]
         if coefficients and recipe.diversity_weight > 0:
             parts["diversity"] = torch.stack([map_correlation(maps) for maps in coefficients]).mean()
             loss = loss + recipe.diversity_weight * parts["diversity"]
+        if self.teacher is not None:
+            loss = loss + self._distil(self.teacher, self.teacher(images), features, coefficients, logits, parts)
         for name, value in {"train": loss, **parts}.items():
             self._losses.setdefault(name, []).append(value.detach())
+        self._unchecked = (loss.detach(), images, labels, batch_idx)
         self.log("loss", loss.detach(), prog_bar=True)
         return loss
 
-    def _feature_weight(self) -> float:
-        start, end = self.recipe.feature_weight, self.recipe.feature_weight_end
-        return start + (end - start) * self.current_epoch / max(1, self.recipe.epochs - 1)
+    def _forward(self, x: Tensor) -> tuple[list[Tensor], list[Tensor], Tensor]:
+        """Stage outputs, each block's token coefficients (none for a plain ResNet), and logits (N, classes) float32."""
+        features = self.model.backbone(x)
+        if not isinstance(self.model, VTResNet):
+            return features, [], self.model.forward_head(features[-1]).float()
+        blocks = self.model.stage(features[-1])
+        coefficients = [block.tokenizer.coefficients for block in blocks]
+        return features, coefficients, self.model.forward_head(blocks[-1].tokens).float()
+
+    def _distil(
+        self,
+        teacher: Teacher,
+        said: Targets,
+        features: list[Tensor],
+        coefficients: list[Tensor],
+        logits: Tensor,
+        parts: dict[str, Tensor],
+    ) -> Tensor:
+        """What the teacher's targets add to the loss; each part goes into ``parts``."""
+        recipe = self.recipe
+        extra = logits.new_zeros(())
+        if said.logits is not None and recipe.logit_weight > 0:
+            shared = logits if teacher.shared == list(range(logits.shape[1])) else logits[:, teacher.shared]
+            parts["logits"] = soft_divergence(shared, said.logits.float(), recipe.temperature)
+            extra = extra + recipe.logit_weight * (parts["logits"] - parts["label"])
+        progress = self.current_epoch / max(1, recipe.epochs - 1)
+        weight = recipe.feature_weight + (recipe.feature_weight_end - recipe.feature_weight) * progress
+        if said.features is not None and weight > 0 and recipe.freeze < 4:
+            pairs = zip(features, said.features, strict=False)
+            parts["features"] = torch.stack([relative_error(own, target) for own, target in pairs]).mean()
+            extra = extra + weight * parts["features"]
+        if said.coefficients is not None and coefficients and recipe.token_weight > 0:
+            parts["tokens"] = coefficient_divergence(coefficients, said.coefficients)
+            extra = extra + recipe.token_weight * parts["tokens"]
+        return extra
+
+    def _check_last(self) -> None:
+        """Stop where the last step's loss was not finite; asked a step late, so that a GPU need not be waited for.
+
+        Raises:
+            TrainingError: naming the epoch, the batch and the file that holds it.
+        """
+        if self._unchecked is None:
+            return
+        loss, images, targets, batch_idx = self._unchecked
+        self._unchecked = None
+        if math.isfinite(value := float(loss)):
+            return
+        file = Path(self.trainer.default_root_dir) / BAD_BATCH
+        kept = {"images": images.contiguous().cpu(), "targets": targets.contiguous().cpu()}
+        safetensors.torch.save_file(kept, file)
+        raise TrainingError(
+            f"the loss became {value} in epoch {self.current_epoch + 1}, batch {batch_idx + 1}; the batch is in {file}; "
+            "lower --lr, or resume with another --seed if it happened once"
+        )
 
     def on_validation_epoch_start(self) -> None:
         """Begin counting."""
+        self._check_last()
+        classes = self.model.fc.out_features
         self._hits = torch.zeros(3, device=self.device)
+        self.confusion = torch.zeros(classes, classes, dtype=torch.int64, device=self.device)
         self._maps = []
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:  # noqa: ARG002
@@ -131,14 +176,19 @@ class ClassifierTraining(L.LightningModule):
                 self._maps.append([b.tokenizer.coefficients.mean(dim=1).float().cpu().numpy() for b in blocks])
         else:
             logits = self.model(x)
-        best = logits.float().topk(min(5, logits.shape[1])).indices == targets[:, None]
-        self._hits += torch.stack([best[:, 0].sum(), best.any(dim=1).sum(), torch.tensor(len(best), device=best.device)])
+        best = logits.float().topk(min(5, logits.shape[1])).indices
+        hit = best == targets[:, None]
+        self._hits += torch.stack([hit[:, 0].sum(), hit.any(dim=1).sum(), hit.new_tensor(len(hit), dtype=torch.int64)])
+        pairs = targets * len(self.confusion) + best[:, 0]
+        self.confusion += torch.bincount(pairs, minlength=self.confusion.numel()).view_as(self.confusion)
 
     def on_validation_epoch_end(self) -> None:
         """Log the epoch's losses, accuracy and, for each block, whether its tokens look at anything."""
         for name, values in self._losses.items():
-            self.log(f"loss/{name}", torch.stack(values).mean())
-        hits = self.trainer.strategy.reduce(self._hits, reduce_op="sum")
+            self.log(f"loss/{name}", torch.stack(values).mean(), sync_dist=True)
+        reduce = self.trainer.strategy.reduce
+        hits = reduce(self._hits, reduce_op="sum")
+        self.confusion = reduce(self.confusion, reduce_op="sum")  # type: ignore[assignment]
         self.log("val/top1", float(hits[0] / hits[2]), prog_bar=True)
         self.log("val/top5", float(hits[1] / hits[2]))
         for number, statistics in enumerate(self.token_statistics()):
@@ -146,7 +196,7 @@ class ClassifierTraining(L.LightningModule):
                 self.log(f"tokens/block{number}_{name}", value)
 
     def token_statistics(self) -> list[dict[str, float]]:
-        """Mean peak (× uniform), pairwise correlation and dead tokens of each block over the validation's first images."""
+        """Each block's mean peak (× uniform), pairwise correlation and dead tokens over the first images validated."""
         return [
             summarize([map_statistics(image) for batch in block for image in batch])
             for block in zip(*self._maps, strict=True)
@@ -155,49 +205,42 @@ class ClassifierTraining(L.LightningModule):
     def configure_optimizers(self) -> Any:
         """The recipe's optimiser and, per step, its learning rate."""
         recipe = self.recipe
-        decayed = [p for p in self.model.parameters() if p.requires_grad and p.ndim > 1]
-        plain = [p for p in self.model.parameters() if p.requires_grad and p.ndim <= 1]
-        groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+        groups = self._parameter_groups()
         optimizer: torch.optim.Optimizer
         if recipe.optimizer == "adamw":
             optimizer = torch.optim.AdamW(groups, lr=recipe.lr)
         elif recipe.optimizer == "sgd":
             optimizer = torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.momentum > 0)
         else:
-            optimizer = torch.optim.RMSprop(groups, lr=recipe.lr, momentum=recipe.momentum)
+            optimizer = torch.optim.RMSprop(
+                groups, lr=recipe.lr, momentum=recipe.momentum, alpha=recipe.rmsprop_decay, eps=recipe.rmsprop_eps
+            )
         steps = max(1, math.ceil(self.trainer.estimated_stepping_batches / recipe.epochs))
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: recipe.learning_rate(step / steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-
-def soft_divergence(logits: Tensor, target: Tensor, temperature: float) -> Tensor:
-    """T^2 KL(teacher || student) of softened logits (N, k) (Hinton et al. 2015, Sec. 2)."""
-    own = F.log_softmax(logits / temperature, dim=1)
-    wanted = F.log_softmax(target / temperature, dim=1)
-    return F.kl_div(own, wanted, reduction="batchmean", log_target=True) * temperature**2
-
-
-def relative_error(own: Tensor, target: Tensor) -> Tensor:
-    """Squared error of a feature map over the target's variance about its channels' means: 1 says "only the mean"."""
-    own, target = own.float(), target.float()
-    spread = (target - target.mean(dim=(0, 2, 3), keepdim=True)).square().mean()
-    return (own - target).square().mean() / spread.clamp_min(1e-6)
+    def _parameter_groups(self) -> list[dict[str, Any]]:
+        """Trained parameters by level and by whether weight decay is for them; the head first, whose rate is logged."""
+        groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+        for depth, level in enumerate(reversed(self.levels)):
+            rate = self.recipe.lr * self.recipe.layer_decay**depth
+            for parameter in (p for module in level for p in module.parameters() if p.requires_grad):
+                decay = self.recipe.weight_decay if parameter.ndim > 1 else 0.0
+                groups.setdefault((rate, decay), []).append(parameter)
+        return [{"params": members, "lr": rate, "weight_decay": decay} for (rate, decay), members in groups.items()]
 
 
-def coefficient_divergence(own: list[Tensor], target: list[Tensor]) -> Tensor:
-    """Mean KL(teacher's A || student's A) over maps and blocks, in nats; both (N, heads, tokens, h, w)."""
-    losses = [
-        (t * (t.clamp_min(1e-12).log() - o.clamp_min(1e-12).log())).flatten(3).sum(dim=-1).mean()
-        for o, t in zip(own, target, strict=True)
-        if o.shape == t.shape
+def levels(model: Classifier) -> list[list[nn.Module]]:
+    """A classifier's modules from input to output: the stem, each residual stage, each VT block, the last layer.
+
+    A recipe's ``freeze`` counts them as the paper counts stages (the stem is stage 1); each one's learning rate is
+    ``layer_decay`` times that of the next.
+    """
+    backbone = model.backbone
+    blocks = model.stage.blocks if isinstance(model, VTResNet) else []
+    return [
+        [backbone.conv1, backbone.bn1],
+        *([stage] for stage in backbone.residual_stages()),
+        *([block] for block in blocks),
+        [model.fc],
     ]
-    return torch.stack(losses).mean() if losses else own[0].new_zeros(())
-
-
-def map_correlation(coefficients: Tensor) -> Tensor:
-    """Mean squared correlation between the maps of a block's tokens: (N, heads, tokens, h, w) -> scalar in [0, 1]."""
-    maps = coefficients.mean(dim=1).flatten(2)
-    directions = F.normalize(maps - maps.mean(dim=-1, keepdim=True), dim=-1)
-    square = (directions @ directions.transpose(1, 2)).square()
-    tokens = maps.shape[1]
-    return (square.sum(dim=(1, 2)) - tokens).mean() / max(1, tokens * (tokens - 1))

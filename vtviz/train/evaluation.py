@@ -46,7 +46,7 @@ class Evaluation:
         top1: share of images whose most probable class is the right one.
         top5: share of images whose right class is among the five most probable.
         tokens: per block: mean peak (× uniform), mean pairwise correlation of the maps, dead tokens (mean peak below
-            1.5), over the first images.
+            1.5), over images spread evenly over the split.
         per_class: every class that has images.
         skipped: files that could not be read.
     """
@@ -94,7 +94,7 @@ def evaluate_classifier(
     batch_size: int = 64,
     device: str | None = None,
     workers: int = 0,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[str, int, int], None] = lambda *_: None,
 ) -> Evaluation:
     """Score ``model`` on ``data/split``, whose folders reach the model's classes by id or name.
 
@@ -106,19 +106,22 @@ def evaluate_classifier(
         crop: None for whole images, "center" for the paper's crop.
         limit: score a random subset of at most this many images.
         batch_size: images at once.
-        device: "cpu", "cuda", "mps"; None or "auto" for a GPU if there is one.
+        device: "cpu", "cuda", "cuda:1", "mps"; None or "auto" for a GPU if there is one.
         workers: data-loading processes.
-        progress: called with (images done, images in all).
+        progress: called with (what is done, images done, images in all).
 
     Raises:
         CheckpointError, DataError, ConfigError: in one line.
     """
-    predictor = model if isinstance(model, Predictor) else load_model(model, _device(device))
+    if batch_size < 1:
+        raise ConfigError(f"batch_size must be at least 1, got {batch_size}")
+    predictor = model if isinstance(model, Predictor) else load_model(model, pick_device(device))
     if predictor.card is not None and predictor.card.task != "classification":
         raise ConfigError(f"{predictor.name} is a {predictor.card.task} model; top-1 is for classifiers")
     ids = predictor.card.class_ids if predictor.card else predictor.classes
-    images = open_folder(data, split, classes=ClassList(tuple(ids), predictor.classes)).limit(limit)
-    store = PixelStore(images.paths)
+    seed = (predictor.card and predictor.card.seed) or 0  # a folder without splits: what training kept apart
+    images = open_folder(data, split, classes=ClassList(ids, predictor.classes), seed=seed).limit(limit)
+    store = PixelStore(images.paths, check=True, progress=partial(progress, "decoding"))
     loader = evaluation_loader(
         EvaluationSet(store, images.targets, partial(predictor.fit, size=size, crop=crop)), batch_size, workers=workers
     )
@@ -138,12 +141,11 @@ def evaluate_classifier(
             maps = layer.tokenizer.coefficients[picked].mean(dim=1).cpu().numpy()
             collected += [map_statistics(image) for image in maps]
         done += len(wanted)
-        if progress is not None:
-            progress(done, len(store))
+        progress("scoring", done, len(store))
     rank, target = np.concatenate(ranks), np.concatenate(targets)
     return Evaluation(
         model=predictor.name,
-        data=Path(data).name,
+        data=Path(data).resolve().name,
         split=split,
         size=size or predictor.preprocessing.size,
         crop=crop,
@@ -152,14 +154,23 @@ def evaluate_classifier(
         top5=float((rank < 5).mean()),
         tokens={name: summarize(s) for name, s in zip(predictor.layer_names, statistics, strict=True)},
         per_class=tuple(
-            ClassScore(str(ids[c]), predictor.classes[c], int((target == c).sum()), float((rank[target == c] == 0).mean()))
-            for c in np.unique(target)
+            ClassScore(ids[c], predictor.classes[c], int((target == c).sum()), float((rank[target == c] == 0).mean()))
+            for c in np.unique(target).tolist()
         ),
         skipped=tuple(store.skipped),
     )
 
 
-def _device(name: str | None) -> str:
-    if name not in {None, "auto"}:
-        return str(name)
-    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+def pick_device(name: str | None) -> str:
+    """The device that ``name`` means: "auto" or None is a GPU where there is one.
+
+    Raises:
+        ConfigError: for a device that is not to be had here.
+    """
+    if name is None or name == "auto":
+        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=name).item()  # "meta" fails here and not in the model
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch compiled without CUDA asserts
+        raise ConfigError(f"cannot use device {name!r}: {str(error).splitlines()[0]}") from None
+    return name

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import logging
 import os
 import platform
+import sys
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
+from collections.abc import Mapping
+from contextlib import redirect_stdout
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
 import torchvision
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, TQDMProgressBar, WeightAveraging
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
-from torch.optim.swa_utils import get_ema_multi_avg_fn
+from lightning.pytorch.utilities import rank_zero_only
+from tqdm import tqdm
 
 import vtviz
 from vtviz import checkpoints
@@ -35,30 +36,40 @@ from vtviz.data.loading import (
     training_loader,
 )
 from vtviz.data.store import PixelStore
-from vtviz.errors import CheckpointError, TrainingError
+from vtviz.errors import ConfigError, DataError, TrainingError, VtvizError, did_you_mean
 from vtviz.models.registry import config_to_dict, model_from_config
 from vtviz.models.resnet import Classifier
+from vtviz.models.vt_resnet import VTResNet
 from vtviz.predictor import Predictor
+from vtviz.train.callbacks import AtomicCheckpoints, Averaging, Progress, RunFolder
 from vtviz.train.classifier import ClassifierTraining
-from vtviz.train.recipes import Recipe
-from vtviz.train.teachers import load_teacher
+from vtviz.train.evaluation import pick_device
+from vtviz.train.recipes import Recipe, recipe_from_dict
+from vtviz.train.teachers import Teacher, load_teacher
 
 STATE = "state.ckpt"
 """Everything that resuming needs, written after each epoch."""
+JOB = "run.json"
+"""The job and the machine that it runs on."""
+SHORT_SIDE = 256
+"""Decoded images are kept at no more than this: training crops have at most 224 pixels."""
+MEMORY = 12 * 2**30
+"""Bytes of decoded images that a machine keeps, shared among its processes."""
 
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """What to train on what, and where to write it; saved as ``run.json`` in the run folder.
+    """What to train on what, and where to write it; saved as :data:`JOB` in the run folder.
 
     Attributes:
         data: image folder, with "train" and "val" or to be split by the recipe's seed.
         out: the run folder.
         recipe: how to train.
         model: registry name.
-        preset: of the model's configuration.
+        preset: of the model's configuration; the model's first by default.
+        model_options: fields of the model's configuration, e.g. ``{"num_tokens": 8}``.
         start: a vtviz checkpoint or run whose weights training starts from; its model and configuration replace
-            ``model`` and ``preset``. Where its classes are others, it gets a fresh last layer.
+            ``model``, ``preset`` and ``model_options``. Where its classes are others, it gets a fresh last layer.
         weights: torchvision weights for the backbone, by name or file; None starts from random weights.
         teacher: see :func:`vtviz.train.teachers.load_teacher`.
         classes_file: "ID name" lines that give class folders their display names.
@@ -70,6 +81,7 @@ class TrainingJob:
         accelerator: "auto", "cpu", "cuda" or "mps".
         pixels: "host", or "device" to keep all images and crop them there (with the augmentations that it has).
         workers: data-loading processes; by default as many as the machine bears.
+        compile: compile the model first, which long runs repay.
         terms: the training data's terms, for the card.
     """
 
@@ -78,6 +90,7 @@ class TrainingJob:
     recipe: Recipe
     model: str = "vt_resnet18"
     preset: str | None = None
+    model_options: dict[str, Any] = field(default_factory=dict)
     start: str | None = None
     weights: str | None = None
     teacher: str | None = None
@@ -90,171 +103,152 @@ class TrainingJob:
     accelerator: str = "auto"
     pixels: str = "host"
     workers: int | None = None
+    compile: bool = False
     terms: str = ""
+
+    def __post_init__(self) -> None:
+        if self.pixels not in {"host", "device"}:
+            raise ConfigError(f"pixels must be host or device, got {self.pixels!r}")
+        for name in ("limit", "val_limit", "micro_batch", "devices", "nodes"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} must be at least 1, got {value}")
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> TrainingJob:
+        """A job from :func:`dataclasses.asdict`'s data.
+
+        Raises:
+            ConfigError: for an unknown field, or a value that cannot work.
+        """
+        known = [f.name for f in fields(cls)]
+        for key in data:
+            if key not in known:
+                raise ConfigError(f"a job has no field {key!r}{did_you_mean(key, known)}")
+        return cls(**{**data, "recipe": recipe_from_dict(data["recipe"])})
+
+    def micro_batches(self) -> tuple[int, int]:
+        """Images of one forward pass on one device, and how many of them make an optimiser step.
+
+        Raises:
+            ConfigError: where the recipe's batch cannot be made of whole ones.
+        """
+        world, total = self.devices * self.nodes, self.recipe.batch_size
+        micro = self.micro_batch or max(1, total // world)
+        if total % (micro * world):
+            raise ConfigError(f"batch_size {total} is no multiple of {world} device(s) x {micro} images a forward pass")
+        return micro, total // (micro * world)
+
+
+def read_job(folder: str | Path) -> TrainingJob:
+    """The job of a run folder.
+
+    Raises:
+        TrainingError: where there is none, or it cannot be read.
+    """
+    file = Path(folder) / JOB
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+        data.pop("environment", None)
+        return TrainingJob.from_dict(data)
+    except FileNotFoundError:
+        raise TrainingError(f"nothing to resume: {file} does not exist") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise TrainingError(f"{file} is no training job: {error}") from None
 
 
 def train_classifier(job: TrainingJob, *, resume: bool = False) -> Path:
     """Train, writing after each epoch, and return the run folder, which loads like any checkpoint.
 
+    A run that was killed is resumed at the start of the epoch that it was in, and ends with the weights that it would
+    have had.
+
     Raises:
         DataError, ConfigError, CheckpointError, TrainingError: before anything is written, where it can be told then.
     """
-    out = Path(job.out)
+    out, recipe = Path(job.out), job.recipe
     state = out / STATE
-    if state.is_file() and not resume:
+    if not resume and state.is_file():
         raise TrainingError(f"{out} holds a run already; add --resume to go on with it, or choose another folder")
-    if resume and not state.is_file():
-        raise TrainingError(f"nothing to resume: {state} does not exist")
-    recipe = job.recipe
-    L.seed_everything(recipe.seed, workers=True, verbose=False)
+    if resume and not (out / JOB).is_file():
+        raise TrainingError(f"nothing to resume: {out / JOB} does not exist")
+    accelerator = _accelerator(job)
+    micro, accumulate = job.micro_batches()
     _quieten()
+    L.seed_everything(recipe.seed, workers=True, verbose=False)
     torch.set_float32_matmul_precision("high")
 
     names = read_class_names(job.classes_file) if job.classes_file else None
     train = open_folder(job.data, "train", names=names, seed=recipe.seed).limit(job.limit, recipe.seed)
     val = open_folder(job.data, "val", classes=train.classes, seed=recipe.seed)
     val = val.limit(job.val_limit or (job.limit and max(1, job.limit // 4)), recipe.seed)
+    _check_classes(out, train.classes, job.data)
     name, model = _model(job, train.classes)
     teacher = load_teacher(job.teacher, train.classes) if job.teacher else None
     preprocessing = Preprocessing(size=recipe.eval_size)
     module = ClassifierTraining(model, recipe, preprocessing, teacher=teacher)
     module.to(memory_format=torch.channels_last)
-    predictor = Predictor(model, classes=train.classes.names, preprocessing=preprocessing)
-
-    accelerator = _accelerator(job.accelerator)
-    world = job.devices * job.nodes
-    micro = job.micro_batch or max(1, recipe.batch_size // world)
-    plan_arguments = {"epochs": recipe.epochs, "seed": recipe.seed, "world": world}
-    workers = job.workers if job.workers is not None else _default_workers(accelerator)
-    train_store, val_store = _decode(train, "train"), _decode(val, "val")
-    plan = BatchPlan(len(train_store), micro, parse_sizes(recipe.sizes), rank=_rank(), **plan_arguments)
-    batches = _batches(job, train_store, train.targets, plan, accelerator, workers)
-    card = Card(
-        name=out.name,
-        model=name,
-        config=config_to_dict(model.config),
-        classes=train.classes.names,
-        class_ids=train.classes.ids,
-        preprocessing=preprocessing,
-        data={"name": Path(job.data).name, "n_train": len(train_store), "n_val": len(val_store), "terms": job.terms},
-        recipe=asdict(recipe),
-        teacher=teacher.name if teacher else None,
-        seed=recipe.seed,
-    )
-    out.mkdir(parents=True, exist_ok=True)
-    _write_json(out / "run.json", {**asdict(job), "environment": environment()})
-    if train_store.skipped or val_store.skipped:
-        (out / "skipped.txt").write_text("\n".join([*train_store.skipped, *val_store.skipped]) + "\n", encoding="utf-8")
-
-    callbacks: list[Callback] = [RunFolder(out, card)]
+    memory = MEMORY / job.devices
+    train_store, val_store = _decode(train, "train", memory), _decode(val, "val", memory, check=True)
+    card = _card(job, name, model, train.classes, len(train_store), len(val_store), teacher)
+    progress = Progress(micro * job.devices * job.nodes)
+    callbacks: list[Callback] = [RunFolder(out, card, progress, val_store[0].permute(1, 2, 0).contiguous().numpy())]
     if recipe.ema > 0:
         callbacks.append(Averaging(recipe.ema))
     callbacks += [
         ModelCheckpoint(out, filename=Path(STATE).stem, enable_version_counter=False, save_on_train_epoch_end=True),
-        TQDMProgressBar(refresh_rate=10),
+        progress,
     ]
     trainer = L.Trainer(
+        default_root_dir=out,
         accelerator=accelerator,
         devices=job.devices,
         num_nodes=job.nodes,
         max_epochs=recipe.epochs,
         precision=recipe.precision,  # type: ignore[arg-type]
         gradient_clip_val=recipe.clip or None,
-        accumulate_grad_batches=max(1, recipe.batch_size // (micro * world)),
-        sync_batchnorm=world > 1 and accelerator == "cuda",
+        accumulate_grad_batches=accumulate,
+        sync_batchnorm=accelerator == "cuda",  # takes effect with several processes
         use_distributed_sampler=False,
         num_sanity_val_steps=0,
         enable_model_summary=False,
         benchmark=accelerator == "cuda",
         logger=TensorBoardLogger(out, name=None, version="tensorboard"),
         callbacks=callbacks,
+        plugins=[AtomicCheckpoints()],
         log_every_n_steps=10,
     )
-    trainer.fit(
-        module,
-        batches,
-        evaluation_loader(EvaluationSet(val_store, val.targets, predictor.fit), micro, workers=workers),
-        ckpt_path=str(state) if resume else None,
-        weights_only=False if resume else None,  # this run's own state: optimiser and loops, not only tensors
+    ranks = {"rank": trainer.global_rank, "world": trainer.world_size}
+    plan = BatchPlan(
+        len(train_store), micro, parse_sizes(recipe.sizes), epochs=recipe.epochs, seed=recipe.seed, **ranks
     )
-    return out
-
-
-class Averaging(WeightAveraging):
-    """Exponential moving average of the weights, whose decay rises from 0.1 so that short runs are not all start."""
-
-    def __init__(self, decay: float) -> None:
-        super().__init__(multi_avg_fn=self._average)
-        self.decay = decay
-
-    def _average(self, averaged: Any, current: Any, count: Any) -> None:
-        n = int(count)
-        get_ema_multi_avg_fn(min(self.decay, (1 + n) / (10 + n)))(averaged, current, count)
-
-
-class RunFolder(Callback):
-    """Writes, after each epoch, metrics.csv and the weights with their card: ``last`` and the ``best`` on "val"."""
-
-    def __init__(self, folder: Path, card: Card) -> None:
-        self.folder, self.card = folder, card
-        self.best = -1.0
-        self._snapshot = model_from_config(card.model, card.config)
-        self._weights: dict[str, torch.Tensor] = {}
-
-    def state_dict(self) -> dict[str, Any]:
-        """What resuming needs to know."""
-        return {"best": self.best}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up where the stopped run was."""
-        self.best = state_dict["best"]
-
-    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Keep the weights that were validated: after this hook the averaged ones are swapped out again."""
+    workers = job.workers if job.workers is not None else _default_workers(accelerator)
+    predictor = Predictor(model, classes=train.classes.names, preprocessing=preprocessing)
+    loaders = (
+        _batches(job, train_store, train, plan, accelerator, workers),
+        evaluation_loader(EvaluationSet(val_store, val.targets, predictor.fit), micro, workers=workers, **ranks),
+    )
+    if job.compile:
+        model.backbone.compile()
+        if isinstance(model, VTResNet):
+            model.stage.compile()
+    try:
         if trainer.is_global_zero:
-            self._weights = {k: v.detach().cpu().clone() for k, v in pl_module.model.state_dict().items()}
-
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Write weights, card and the epoch's metrics."""
-        if not trainer.is_global_zero:
-            return
-        metrics = {k: float(v) for k, v in trainer.callback_metrics.items()}
-        epoch = trainer.current_epoch + 1
-        card = replace(
-            self.card,
-            epochs=float(epoch),
-            accuracy={
-                "top1": metrics["val/top1"],
-                "top5": metrics["val/top5"],
-                "n": self.card.data["n_val"],
-                "size": self.card.preprocessing.size,
-                "split": "val",
-            },
-            tokens={f"block{i}": s for i, s in enumerate(pl_module.token_statistics())},
-            date=datetime.now(tz=UTC).date().isoformat(),
-        )
-        self._snapshot.load_state_dict(self._weights)
-        checkpoints.save(self.folder / "last.safetensors", self._snapshot, card)
-        if metrics["val/top1"] > self.best:
-            self.best = metrics["val/top1"]
-            checkpoints.save(self.folder / "best.safetensors", self._snapshot, card)
-        self._append({"epoch": epoch, "lr": trainer.optimizers[0].param_groups[0]["lr"], **metrics})
-
-    def _append(self, row: Mapping[str, float]) -> None:
-        """Add a row to metrics.csv; rows of epochs that a resumed run does again are replaced."""
-        file = self.folder / "metrics.csv"
-        rows: list[dict[str, Any]] = []
-        if file.is_file():
-            with file.open(newline="", encoding="utf-8") as handle:
-                rows = [r for r in csv.DictReader(handle) if int(r["epoch"]) < row["epoch"]]
-        rows.append({k: f"{v:.6g}" for k, v in row.items()})
-        names = list(dict.fromkeys(key for r in rows for key in r))
-        temporary = file.with_suffix(".tmp")
-        with temporary.open("w", newline="", encoding="utf-8") as handle:
-            writer = csv.DictWriter(handle, names)
-            writer.writeheader()
-            writer.writerows(rows)
-        temporary.replace(file)
+            _write_job(out, job, [*train_store.skipped, *val_store.skipped])
+        with redirect_stdout(sys.stderr):  # the bar
+            # weights_only=False: this run's own state, optimiser and loops and not only tensors
+            path = str(state) if resume and state.is_file() else None
+            trainer.fit(module, *loaders, ckpt_path=path, weights_only=False if path else None)
+    except OSError as error:
+        raise TrainingError(
+            f"{out}: {error.strerror or error}; what it held before is intact: --resume goes on"
+        ) from None
+    except VtvizError as error:
+        if "Original Traceback" not in str(error):
+            raise
+        # from a data-loading process, with its whole story
+        raise type(error)(str(error).strip().splitlines()[-1].partition(": ")[2]) from None
+    return out
 
 
 def environment() -> dict[str, Any]:
@@ -272,50 +266,96 @@ def environment() -> dict[str, Any]:
 
 def _model(job: TrainingJob, classes: ClassList) -> tuple[str, Classifier]:
     """The network to train and its registry name, from its start or from scratch."""
-    recipe = job.recipe
+    options = {"num_classes": len(classes), "dropout": job.recipe.dropout, "drop_path": job.recipe.drop_path}
+    model: Any
     if job.start is None:
-        options = {"num_classes": len(classes), "dropout": recipe.dropout, "drop_path": recipe.drop_path}
-        model = checkpoints.create_model(job.model, job.preset, weights=job.weights, **options)
         name = job.model
-    else:
-        model, card = checkpoints.load(job.start)
-        name = card.model
-        if card.class_ids != classes.ids and isinstance(model, Classifier):
-            model.reset_classifier(len(classes))
+        model = checkpoints.create_model(name, job.preset, weights=job.weights, **{**job.model_options, **options})
+        if not isinstance(model, Classifier):
+            raise TrainingError(f"{name} is not a classifier")
+        return name, model
+    if job.model_options or job.preset or job.weights:
+        raise ConfigError(
+            "a run that starts from a checkpoint has its configuration; leave out preset, option, weights"
+        )
+    old, card = checkpoints.load(job.start)
+    model = model_from_config(card.model, {**card.config, **options} if card.task == "classification" else card.config)
     if not isinstance(model, Classifier):
-        raise TrainingError(f"{name} is not a classifier")
-    return name, model
+        raise TrainingError(f"{card.name} is not a classifier")
+    kept = {k: v for k, v in old.state_dict().items() if card.class_ids == classes.ids or not k.startswith("fc.")}
+    model.load_state_dict({**model.state_dict(), **kept})
+    return card.model, model
+
+
+def _card(
+    job: TrainingJob,
+    name: str,
+    model: Classifier,
+    classes: ClassList,
+    n_train: int,
+    n_val: int,
+    teacher: Teacher | None,
+) -> Card:
+    recipe = job.recipe
+    return Card(
+        name=Path(job.out).resolve().name,
+        model=name,
+        config=config_to_dict(model.config),
+        classes=classes.names,
+        class_ids=classes.ids,
+        preprocessing=Preprocessing(size=recipe.eval_size),
+        data={"name": Path(job.data).resolve().name, "n_train": n_train, "n_val": n_val, "terms": job.terms},
+        recipe=asdict(recipe),
+        teacher=teacher.name if teacher else None,
+        seed=recipe.seed,
+    )
+
+
+def _check_classes(out: Path, classes: ClassList, data: str) -> None:
+    """Raise DataError where a run that goes on would get other classes than it has."""
+    if not (out / STATE).is_file() or not (out / "last.json").is_file():
+        return
+    old = checkpoints.read_card(out / "last.safetensors").class_ids
+    if old != classes.ids:
+        differ = sorted(set(old) ^ set(classes.ids))
+        raise DataError(
+            f"the run in {out} has {len(old)} classes, {data} has {len(classes)}; they differ in {', '.join(differ[:3])}"
+        )
 
 
 def _batches(
-    job: TrainingJob, store: PixelStore, targets: Sequence[int], plan: BatchPlan, accelerator: str, workers: int
+    job: TrainingJob, store: PixelStore, images: ImageList, plan: BatchPlan, accelerator: str, workers: int
 ) -> Any:
     recipe = job.recipe
     crop_scale = (recipe.crop_scale_min, 1.0)
     if job.pixels == "device":
-        device = torch.device(accelerator, int(os.environ.get("LOCAL_RANK", "0")) if accelerator == "cuda" else None)
-        return DeviceLoader(store, targets, plan, augment=recipe.augment, crop_scale=crop_scale, device=device)
-    if job.pixels != "host":
-        raise TrainingError(f"pixels must be host or device, got {job.pixels!r}")
-    data = TrainingSet(store, targets, augment=recipe.augment, crop_scale=crop_scale, seed=recipe.seed)
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if accelerator == "cuda" else accelerator
+        return DeviceLoader(
+            store, images.targets, plan, augment=recipe.augment, crop_scale=crop_scale, device=torch.device(device)
+        )
+    data = TrainingSet(store, images.targets, augment=recipe.augment, crop_scale=crop_scale, seed=recipe.seed)
     return training_loader(data, plan, workers=workers, pin=accelerator == "cuda")
 
 
-def _decode(images: ImageList, what: str) -> PixelStore:
-    from tqdm import tqdm  # noqa: PLC0415 - Lightning's own progress bar library
+def _decode(images: ImageList, what: str, memory: float, *, check: bool = False) -> PixelStore:
+    quiet = rank_zero_only.rank != 0
+    with tqdm(total=len(images), desc=f"decoding {what}", unit="img", leave=False, disable=quiet) as bar:
+        return PixelStore(
+            images.paths,
+            short_side=SHORT_SIDE,
+            memory=memory,
+            check=check,
+            progress=lambda done, _: bar.update(done - bar.n),
+        )
 
-    with tqdm(total=len(images), desc=f"decoding {what}", unit="img", leave=False) as bar:
-        return PixelStore(images.paths, short_side=256, progress=lambda done, _: bar.update(done - bar.n))
 
-
-def _accelerator(name: str) -> str:
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    if name == "cuda" and not torch.cuda.is_available():
-        raise TrainingError("no CUDA device here; use --device cpu")
-    if name not in {"cpu", "cuda", "mps"}:
-        raise TrainingError(f"device must be auto, cpu, cuda or mps, got {name!r}")
-    return name
+def _accelerator(job: TrainingJob) -> str:
+    kind = pick_device(job.accelerator)
+    if kind not in {"cpu", "cuda", "mps"}:
+        raise ConfigError(f"device must be auto, cpu, cuda or mps, got {job.accelerator!r}")
+    if kind == "cuda" and job.devices > torch.cuda.device_count():
+        raise ConfigError(f"this machine has {torch.cuda.device_count()} GPUs, got --devices {job.devices}")
+    return kind
 
 
 def _default_workers(accelerator: str) -> int:
@@ -323,15 +363,13 @@ def _default_workers(accelerator: str) -> int:
     return max(0, min(15, cores - 1)) if accelerator == "cuda" else min(1, cores - 1)
 
 
-def _rank() -> int:
-    return int(os.environ.get("RANK", "0"))
-
-
-def _write_json(path: Path, data: Any) -> None:
-    try:
-        path.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise CheckpointError(f"cannot write {path}: {error.strerror}") from None
+def _write_job(out: Path, job: TrainingJob, skipped: list[str]) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    temporary = out / f".{JOB}.tmp"
+    temporary.write_text(json.dumps({**asdict(job), "environment": environment()}, indent=2) + "\n", encoding="utf-8")
+    temporary.replace(out / JOB)
+    if skipped:
+        (out / "skipped.txt").write_text("\n".join(skipped) + "\n", encoding="utf-8")
 
 
 def _quieten() -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from torchvision.models._meta import _IMAGENET_CATEGORIES
 
 from vtviz import checkpoints
+from vtviz.card import Preprocessing
 from vtviz.data.folder import ClassList
-from vtviz.errors import CheckpointError, ConfigError, DataError, did_you_mean
-from vtviz.models.resnet import LAYOUTS, ResNetBackbone
+from vtviz.errors import CheckpointError, ConfigError, did_you_mean
+from vtviz.models.resnet import LAYOUTS, Classifier, ResNet, ResNetBackbone
 from vtviz.models.vt_resnet import VTResNet
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -41,19 +42,24 @@ class Teacher(nn.Module):
     """A frozen network in eval mode behind its own normalisation.
 
     Attributes:
+        name: for the student's card.
         shared: positions among the student's classes that the teacher's logits speak of, in their order; empty
             where it has no logits.
     """
 
     def __init__(
-        self, name: str, network: nn.Module, mean: Sequence[float], std: Sequence[float], classes: list[tuple[int, int]]
+        self,
+        name: str,
+        network: nn.Module,
+        mean: tuple[float, float, float],
+        std: tuple[float, float, float],
+        classes: Sequence[tuple[int, int]],
     ) -> None:
         """``classes``: (student's index, teacher's index) of each class that both know."""
         super().__init__()
         self.name = name
         self.network = network.eval().requires_grad_(False)
-        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
-        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
+        self.preprocessing = Preprocessing(mean=mean, std=std)
         self.shared = [student for student, _ in classes]
         self._own = [teacher for _, teacher in classes]
 
@@ -61,28 +67,32 @@ class Teacher(nn.Module):
         """Stay in eval mode, whatever is asked."""
         return super().train(mode=False)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Teacher:
+        """Itself: it never changes, and averages of a student's weights must not double it."""
+        return self
+
     @torch.no_grad()
     def forward(self, images: Tensor) -> Targets:
         """Images (N, 3, H, W) in [0, 1] -> targets."""
-        x = (images - self.mean) / self.std
+        network, x = self.network, self.preprocessing.normalize(images)
         features: list[Tensor] | None = None
         coefficients: list[Tensor] | None = None
         logits: Tensor | None = None
-        if isinstance(self.network, VTResNet):
-            features = self.network.backbone(x)
-            blocks = self.network.stage(features[-1])
+        if isinstance(network, VTResNet):
+            features = network.backbone(x)
+            blocks = network.stage(features[-1])
             coefficients = [block.tokenizer.coefficients for block in blocks]
-            logits = self.network.forward_head(blocks[-1].tokens)
-        elif isinstance(self.network, ResNetBackbone):
-            features = self.network(x)
-        elif isinstance(self.network, torchvision.models.ResNet):
-            features = _stage_outputs(self.network, x)
-            logits = self.network.fc(torch.flatten(self.network.avgpool(features[-1]), 1))
-        elif hasattr(self.network, "backbone"):
-            features = self.network.backbone(x)
-            logits = self.network.forward_head(features[-1])
+            logits = network.forward_head(blocks[-1].tokens)
+        elif isinstance(network, ResNet):
+            features = network.backbone(x)
+            logits = network.forward_head(features[-1])
+        elif isinstance(network, ResNetBackbone):
+            features = network(x)
+        elif isinstance(network, torchvision.models.ResNet):
+            features = _stage_outputs(network, x)
+            logits = network.fc(torch.flatten(network.avgpool(features[-1]), 1))
         else:
-            logits = self.network(x)
+            logits = network(x)
         if logits is not None:
             logits = logits[:, self._own] if self._own else None
         return Targets(None if features is None else features[:3], logits, coefficients)
@@ -101,11 +111,13 @@ def load_teacher(source: str, classes: ClassList) -> Teacher:
     """
     if source.startswith("torchvision:"):
         return _torchvision_teacher(source.removeprefix("torchvision:"), classes)
-    path = Path(source)
+    path = Path(source).expanduser()
     if path.is_file() and not path.with_suffix(".json").is_file():
         return _file_teacher(path, classes)
     model, card = checkpoints.load(source)
-    pairs = _match(classes, ClassList(tuple(card.class_ids), tuple(card.classes)))
+    if not isinstance(model, Classifier):
+        raise ConfigError(f"{card.name} is a {card.task} model; a classifier's teacher must be a classifier")
+    pairs = _match(classes, ClassList(card.class_ids, card.classes))
     return Teacher(card.name, model, card.preprocessing.mean, card.preprocessing.std, pairs)
 
 
@@ -133,7 +145,9 @@ def _file_teacher(path: Path, classes: ClassList) -> Teacher:
         mean, std = (half, half) if _from_tensorflow(path) else (IMAGENET_MEAN, IMAGENET_STD)
         return Teacher(path.stem, network, mean, std, _match(classes, imagenet_classes()))
     if "layer1.0.conv1.weight" not in tensors:
-        raise CheckpointError(f"{path}: neither a ResNet nor a MobileNetV2 with torchvision's names; first: {min(tensors)}")
+        raise CheckpointError(
+            f"{path}: neither a ResNet nor a MobileNetV2 with torchvision's names; its first tensor is {min(tensors)}"
+        )
     backbone = ResNetBackbone(_resnet_depth(tensors, path), stages=4)
     wanted = backbone.state_dict()
     _fill(backbone, {k: v for k, v in tensors.items() if k in wanted}, path)
@@ -142,8 +156,9 @@ def _file_teacher(path: Path, classes: ClassList) -> Teacher:
 
 def _fill(network: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
     counters = {k: v for k, v in network.state_dict().items() if k.endswith("num_batches_tracked")}
+    stored = {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
     try:
-        network.load_state_dict({**counters, **{k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}})
+        network.load_state_dict({**counters, **stored})
     except RuntimeError as error:
         raise CheckpointError(f"{path}: {' '.join(str(error).split())[:300]}") from None
 
@@ -191,20 +206,16 @@ class _BottomRightPadded(nn.Conv2d):
 
 def imagenet_classes() -> ClassList:
     """ImageNet-1k's 1000 classes in torchvision's order, by name."""
-    names = tuple(_IMAGENET_CATEGORIES)
-    return ClassList(names, names)
+    # two cranes and two maillots: a name alone does not say which, and torchvision has no ids
+    return ClassList(tuple(f"imagenet:{i}" for i in range(len(_IMAGENET_CATEGORIES))), tuple(_IMAGENET_CATEGORIES))
 
 
 def _match(student: ClassList, teacher: ClassList) -> list[tuple[int, int]]:
-    """Pairs (student's index, teacher's index) of the classes that both know, by id, else by name."""
+    """Pairs (student's index, teacher's index) of the classes that both know, by id, else by an unambiguous name."""
     pairs = []
-    for i, (key, name) in enumerate(zip(student.ids, student.names, strict=True)):
-        for label in (key, name):
-            try:
-                pairs.append((i, teacher.index(label)))
-                break
-            except DataError:
-                continue
+    for i, labels in enumerate(zip(student.ids, student.names, strict=True)):
+        found = next((found for label in labels if len(found := teacher.find(label)) == 1), [])
+        pairs += [(i, index) for index in found]
     return pairs
 
 

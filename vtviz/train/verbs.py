@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,108 +15,246 @@ import typer
 from vtviz.errors import ConfigError
 
 MALLOC = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(32 * 2**30), "MALLOC_TOP_PAD_": str(256 * 2**20)}
-"""Settings that keep glibc from giving every large block back to the kernel, which on a CPU can eat most of the time."""
+"""Keeps glibc from giving large blocks back to the kernel after each step, which on a CPU can eat most of the time."""
 
-Model = Annotated[str, typer.Option(help="Model to train, e.g. vt_resnet18 or resnet18.")]
-Data = Annotated[Path, typer.Option(help="Folder with train/CLASS/* and val/CLASS/*, or CLASS/* (split by the seed).")]
+Data = Annotated[
+    Path | None,
+    typer.Option(metavar="DIR", help="Folder with train/CLASS/* and val/CLASS/*, or CLASS/* (split by the seed)."),
+]
+Out = Annotated[
+    Path, typer.Option("--out", "-o", metavar="RUN", help="Run folder: weights, metrics, all that resuming needs.")
+]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
-Classes = Annotated[Path | None, typer.Option(help="Text file of 'ID name' lines that names class folders.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+Classes = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Text file of 'ID name' lines that names class folders.")
+]
+Epochs = Annotated[int | None, typer.Option(metavar="N", help="Passes over the images. [dim]\\[the recipe's][/dim]")]
+BatchSize = Annotated[int | None, typer.Option(metavar="N", help="Images an optimiser step, over all devices.")]
+LearningRate = Annotated[float | None, typer.Option(help="Peak learning rate. [dim]\\[the recipe's][/dim]")]
+Sizes = Annotated[str | None, typer.Option(metavar="S", help="Crop sides by progress, e.g. 64-96@0.6,128.")]
+Seed = Annotated[int | None, typer.Option(metavar="N", help="Of initialisation, order and augmentation.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="FIELD=VALUE", help="Any other field of the recipe, e.g. mixup=0.2; repeatable."),
+]
+Teacher = Annotated[
+    str | None,
+    typer.Option(metavar="T", help="Distil from a vtviz model or run, torchvision:NAME, or a file of its weights."),
+]
+Limit = Annotated[int | None, typer.Option(metavar="N", help="Use at most this many training images.")]
+ValLimit = Annotated[int | None, typer.Option(metavar="N", help="Validate on at most this many images.")]
+MicroBatch = Annotated[int | None, typer.Option(metavar="N", help="Images a forward pass; gradients accumulate.")]
+Devices = Annotated[int, typer.Option(metavar="N", help="GPUs, or processes on a CPU.")]
+Nodes = Annotated[int, typer.Option(metavar="N", help="Machines (torchrun or SLURM starts them).")]
+Pixels = Annotated[str, typer.Option(help="host, or device: keep the images on the GPU and crop them there.")]
+Workers = Annotated[int | None, typer.Option(metavar="N", help="Data-loading processes.")]
+Compile = Annotated[bool, typer.Option("--compile", help="Compile the model first: long runs repay it.")]
+Terms = Annotated[str, typer.Option(help="Terms of the training data, for the model card.")]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Go on with the run in --out, as it was started but for what is given here.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result on stdout as JSON.")]
+
+_RENAMED = {"classes": "classes_file", "device": "accelerator", "option": "model_options"}
+"""Option -> field of the job that has another name."""
+_IN_RECIPE = ("epochs", "batch_size", "lr", "sizes", "seed", "freeze", "layer_decay")
 
 
 def train(
-    data: Data,
-    out: Annotated[Path, typer.Option(help="Run folder: weights, metrics, everything needed to resume.")],
-    model: Model = "vt_resnet18",
-    preset: Annotated[str | None, typer.Option(help="Configuration of the model; see `vtviz profile`.")] = None,
-    recipe: Annotated[str, typer.Option(help="small, in109 or finetune.")] = "small",
-    epochs: Annotated[int | None, typer.Option(help="Overrides the recipe's.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Images an optimiser step, over all devices.")] = None,
-    lr: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
-    sizes: Annotated[str | None, typer.Option(help="Crop sides by progress, e.g. 64-96@0.6,128.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of initialisation, order and augmentation.")] = None,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Any other field of the recipe; repeatable.")
+    context: typer.Context,
+    out: Out,
+    data: Data = None,
+    model: Annotated[str, typer.Option(metavar="M", help="vt_resnet18, resnet18, ...: see `vtviz profile`.")] = (
+        "vt_resnet18"
+    ),
+    preset: Annotated[str | None, typer.Option(help="Configuration of the model. [dim]\\[its first][/dim]")] = None,
+    option: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="A field of the model, num_tokens=8; repeatable.")
     ] = None,
+    recipe: Annotated[
+        str, typer.Option(metavar="R", help="small, in109, finetune, imagenet_paper or imagenet_ablation.")
+    ] = "small",
+    epochs: Epochs = None,
+    batch_size: BatchSize = None,
+    lr: LearningRate = None,
+    sizes: Sizes = None,
+    seed: Seed = None,
+    set_: Settings = None,
     start: Annotated[
-        str | None, typer.Option("--from", help="Start from a vtviz checkpoint or run; a new head for other classes.")
+        str | None, typer.Option("--from", metavar="M", help="Start from a checkpoint or run; see `vtviz finetune`.")
     ] = None,
     weights: Annotated[
-        str | None, typer.Option(help="Pretrained backbone: torchvision's name (IMAGENET1K_V1) or a file.")
+        str | None, typer.Option(metavar="W", help="Pretrained backbone: torchvision's name (IMAGENET1K_V1) or a file.")
     ] = None,
-    teacher: Annotated[
-        str | None, typer.Option(help="Distil from a vtviz model or run, torchvision:NAME, or a file of its weights.")
-    ] = None,
+    teacher: Teacher = None,
     classes: Classes = None,
-    limit: Annotated[int | None, typer.Option(help="Use at most this many training images.")] = None,
-    val_limit: Annotated[int | None, typer.Option(help="Validate on at most this many images.")] = None,
-    micro_batch: Annotated[int | None, typer.Option(help="Images a forward pass; gradients accumulate.")] = None,
-    devices: Annotated[int, typer.Option(help="GPUs, or processes on a CPU.")] = 1,
-    nodes: Annotated[int, typer.Option(help="Machines.")] = 1,
+    limit: Limit = None,
+    val_limit: ValLimit = None,
+    micro_batch: MicroBatch = None,
+    devices: Devices = 1,
+    nodes: Nodes = 1,
     device: Device = "auto",
-    pixels: Annotated[str, typer.Option(help="host, or device: keep the images on the GPU and crop them there.")] = "host",
-    workers: Annotated[int | None, typer.Option(help="Data-loading processes.")] = None,
-    terms: Annotated[str, typer.Option(help="Terms of the training data, for the model card.")] = "",
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    pixels: Pixels = "host",
+    workers: Workers = None,
+    compile_: Compile = False,
+    terms: Terms = "",
+    resume: Resume = False,
 ) -> None:
     """Train a classifier on folders of images.
 
-    Example: vtviz train --data flowers --out runs/flowers --recipe small --epochs 20
-    """
-    _with_malloc(device)
-    from vtviz.train.recipes import make_recipe  # noqa: PLC0415
-    from vtviz.train.run import TrainingJob, train_classifier  # noqa: PLC0415
+    RUN gets the best and the last weights with their cards, metrics.csv, the confusion matrix, and after each epoch the
+    token maps of one image. It is a model like any other: [bold]vtviz extract PHOTO --model RUN[/bold].
 
-    named = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "sizes": sizes, "seed": seed}
-    overrides = {k: v for k, v in named.items() if v is not None} | parse_fields(set_ or [])
-    job = TrainingJob(
-        data=str(data),
-        out=str(out),
-        recipe=make_recipe(recipe, **overrides),
-        model=model,
-        preset=preset,
-        start=start,
-        weights=weights,
-        teacher=teacher,
-        classes_file=str(classes) if classes else None,
-        limit=limit,
-        val_limit=val_limit,
-        micro_batch=micro_batch,
-        devices=devices,
-        nodes=nodes,
-        accelerator=device,
-        pixels=pixels,
-        workers=workers,
-        terms=terms,
-    )
-    typer.echo(train_classifier(job, resume=resume))
+    [bold]Examples[/bold]
+
+    vtviz train --data flowers --out runs/flowers --epochs 20
+
+    vtviz train --data flowers --out runs/small --option num_tokens=8 --set mixup=0.2
+
+    vtviz train --resume --out runs/flowers
+
+    vtviz train --data imagenet --out runs/paper --recipe imagenet_paper --devices 8
+    """
+    _run(context)
+
+
+def finetune(
+    context: typer.Context,
+    out: Out,
+    start: Annotated[
+        str,
+        typer.Option(
+            "--from", metavar="M", help="A checkpoint, a run, or torchvision:IMAGENET1K_V1 for the backbone of --model."
+        ),
+    ] = "vt_resnet18_in109",
+    data: Data = None,
+    model: Annotated[str, typer.Option(metavar="M", help="Only with torchvision's backbone: what to build on it.")] = (
+        "vt_resnet18"
+    ),
+    epochs: Epochs = None,
+    batch_size: BatchSize = None,
+    lr: LearningRate = None,
+    freeze: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Stages that stay as they are; 4: the whole backbone. [dim]\\[2][/dim]"),
+    ] = None,
+    layer_decay: Annotated[
+        float | None, typer.Option(help="Each stage learns at this share of the next one's rate. [dim]\\[0.7][/dim]")
+    ] = None,
+    sizes: Sizes = None,
+    seed: Seed = None,
+    set_: Settings = None,
+    teacher: Teacher = None,
+    classes: Classes = None,
+    limit: Limit = None,
+    val_limit: ValLimit = None,
+    micro_batch: MicroBatch = None,
+    devices: Devices = 1,
+    device: Device = "auto",
+    workers: Workers = None,
+    terms: Terms = "",
+    resume: Resume = False,
+) -> None:
+    """Fit a trained model to folders of images of your own.
+
+    The last layer is new where the classes are others. Otherwise as [bold]vtviz train[/bold].
+
+    [bold]Example[/bold]
+
+    vtviz finetune --from vt_resnet18_in109 --data flowers --out runs/flowers
+    """
+    _run(context, recipe="finetune")
 
 
 def evaluate(
-    model: Annotated[str, typer.Option(help="Model name, checkpoint file or run folder.")],
-    data: Data,
-    split: Annotated[str, typer.Option(help="Folder below --data that is scored.")] = "val",
-    size: Annotated[int | None, typer.Option(help="Input size; by default the model's own.")] = None,
-    crop: Annotated[str | None, typer.Option(help="'center' for the paper's resize and centre crop.")] = None,
-    limit: Annotated[int | None, typer.Option(help="Score a random subset of this many images.")] = None,
-    batch_size: Annotated[int, typer.Option(help="Images at once.")] = 64,
+    model: Annotated[str, typer.Option("--model", "-m", metavar="M", help="Name, .safetensors file or run's folder.")],
+    data: Annotated[Path, typer.Option(metavar="DIR", help="Folder with SPLIT/CLASS/*, or CLASS/*.")],
+    split: Annotated[str, typer.Option(metavar="S", help="Folder below DIR that is scored.")] = "val",
+    size: Annotated[
+        int | None, typer.Option(metavar="PX", help="The model sees about PX x PX pixels. [dim]\\[its own][/dim]")
+    ] = None,
+    crop: Annotated[
+        str | None, typer.Option(metavar="center", help="The paper's central square. [dim]\\[the whole image][/dim]")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(metavar="N", help="Score a random subset of this many images.")] = None,
+    batch_size: Annotated[int, typer.Option(metavar="N", help="Images at once.")] = 64,
     device: Device = "auto",
-    workers: Annotated[int, typer.Option(help="Data-loading processes.")] = 0,
+    workers: Annotated[int, typer.Option(metavar="N", help="Data-loading processes.")] = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Score a classifier: top-1, top-5 and each class, on images prepared as the page prepares them."""
+    """Score a classifier: top-1, top-5 and each class, on images prepared as the page prepares them.
+
+    Class folders are matched to the model's classes by id or name, so that any subset of them will do.
+
+    [bold]Example[/bold]
+
+    vtviz evaluate --model vt_resnet18_in109 --data in109 --split val --json
+    """
     from vtviz.train.evaluation import evaluate_classifier  # noqa: PLC0415
 
-    result = evaluate_classifier(
-        model, data, split=split, size=size, crop=crop, limit=limit, batch_size=batch_size, device=device, workers=workers
-    )
-    if as_json:
-        typer.echo(json.dumps(result.to_dict(), indent=2))
-    else:
-        typer.echo(result.table())
+    with _progress() as report:
+        result = evaluate_classifier(
+            model,
+            data,
+            split=split,
+            size=size,
+            crop=crop,
+            limit=limit,
+            batch_size=batch_size,
+            device=device,
+            workers=workers,
+            progress=report,
+        )
+    typer.echo(json.dumps(result.to_dict(), indent=1, ensure_ascii=False) if as_json else result.table())
 
 
-def parse_fields(pairs: list[str]) -> dict[str, Any]:
+def _run(context: typer.Context, **fixed: Any) -> None:
+    """Make a job of the options and do it. With --resume the run's own job holds, but for the options given."""
+    restart_for_malloc(str(context.params["device"]))
+    from vtviz.train.run import read_job, train_classifier  # noqa: PLC0415
+
+    options = {name.rstrip("_"): value for name, value in context.params.items()} | fixed
+    if not options.pop("resume"):
+        if options["data"] is None:
+            raise ConfigError("--data is missing: the folder of images to train on")
+        typer.echo(train_classifier(make_job(options)))
+        return
+    given = {
+        name.rstrip("_")
+        for name in context.params
+        if (source := context.get_parameter_source(name)) is not None and source.name == "COMMANDLINE"
+    }
+    old = read_job(options["out"])
+    typer.echo(train_classifier(make_job({k: v for k, v in options.items() if k in given}, old), resume=True))
+
+
+def make_job(options: Mapping[str, Any], old: Any = None) -> Any:
+    """The :class:`~vtviz.train.run.TrainingJob` that command-line options ask for.
+
+    Args:
+        options: by name; None is "not given".
+        old: the job that they change; None for a new one, which needs ``data``, ``out`` and ``recipe``.
+
+    Raises:
+        ConfigError: for a field that is none, or a value that cannot work.
+    """
+    from dataclasses import replace  # noqa: PLC0415
+
+    from vtviz.train.recipes import make_recipe  # noqa: PLC0415
+    from vtviz.train.run import TrainingJob  # noqa: PLC0415
+
+    values = {_RENAMED.get(k, k): v for k, v in options.items() if v is not None}
+    fields = {k: values.pop(k) for k in _IN_RECIPE if k in values} | parse_fields(values.pop("set", []), "--set")
+    recipe = make_recipe(values.pop("recipe", None) or old.recipe, **fields)
+    if "model_options" in values:
+        values["model_options"] = parse_fields(values["model_options"], "--option")
+    if str(values.get("start", "")).startswith("torchvision:"):
+        values["weights"] = values.pop("start").removeprefix("torchvision:")
+    values |= {k: str(v) for k, v in values.items() if isinstance(v, Path)}
+    return TrainingJob(recipe=recipe, **values) if old is None else replace(old, recipe=recipe, **values)
+
+
+def parse_fields(pairs: Sequence[str], option: str = "--set") -> dict[str, Any]:
     """``["mixup=0.2", "augment=crop"]`` -> ``{"mixup": 0.2, "augment": "crop"}``.
 
     Raises:
@@ -123,8 +263,8 @@ def parse_fields(pairs: list[str]) -> dict[str, Any]:
     fields: dict[str, Any] = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
-        if not equals or not key:
-            raise ConfigError(f"--set takes FIELD=VALUE, got {pair!r}")
+        if not equals or not key.strip():
+            raise ConfigError(f"{option} takes NAME=VALUE, got {pair!r}")
         try:
             fields[key.strip().replace("-", "_")] = json.loads(value)
         except json.JSONDecodeError:
@@ -132,10 +272,44 @@ def parse_fields(pairs: list[str]) -> dict[str, Any]:
     return fields
 
 
-def _with_malloc(device: str) -> None:
-    """Start again with :data:`MALLOC` where training runs on a Linux CPU: glibc reads it only when it starts."""
-    if sys.platform != "linux" or device not in {"auto", "cpu"} or "MALLOC_TRIM_THRESHOLD_" in os.environ:
-        return
-    if "pytest" in sys.modules or Path("/dev/nvidiactl").exists():
-        return
-    os.execve(sys.executable, [sys.executable, "-m", "vtviz", *sys.argv[1:]], {**os.environ, **MALLOC})  # noqa: S606
+@contextmanager
+def _progress() -> Iterator[Callable[[str, int, int], None]]:
+    """A bar on stderr for (what, done, total)."""
+    from rich.console import Console  # noqa: PLC0415
+    from rich.progress import Progress  # noqa: PLC0415
+
+    console = Console(stderr=True)
+    with Progress(
+        *Progress.get_default_columns(), console=console, transient=True, disable=not console.is_terminal
+    ) as bar:
+        tasks: dict[str, Any] = {}
+
+        def report(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bar.add_task(what.capitalize(), total=total)
+            bar.update(tasks[what], completed=done)
+
+        yield report
+
+
+def wants_malloc(device: str, program: str, environment: Mapping[str, str], *, platform: str, gpu: bool) -> bool:
+    """Whether training should start again with :data:`MALLOC`, which glibc reads only when a process starts.
+
+    Args:
+        device: as asked for.
+        program: ``sys.argv[0]``: only a process that is vtviz's own command line may be started again.
+        environment: of the process; where it has one of the settings they were chosen already.
+        platform: ``sys.platform``.
+        gpu: whether the machine has an NVIDIA GPU.
+    """
+    path = Path(program)
+    own = path.stem == "vtviz" or (path.name == "__main__.py" and path.parent.name == "vtviz")
+    on_cpu = device == "cpu" or (device == "auto" and not gpu)
+    return own and on_cpu and platform == "linux" and not set(MALLOC) & set(environment)
+
+
+def restart_for_malloc(device: str) -> None:
+    """Replace this process by the same command line with :data:`MALLOC`, where that helps; it keeps its process id."""
+    gpu = Path("/dev/nvidiactl").exists()
+    if wants_malloc(device, sys.argv[0], os.environ, platform=sys.platform, gpu=gpu):
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, **MALLOC})  # noqa: S606

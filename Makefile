@@ -1,0 +1,48 @@
+# For those who work on the project; each target makes .venv first if need be. `make` lists the targets.
+PYTHON ?= python3
+BIN := .venv/bin
+UV := $(shell command -v uv 2>/dev/null)
+
+export OMP_WAIT_POLICY ?= PASSIVE
+
+.PHONY: help app test slow lint format figure models clean
+
+help:  ## this list
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+
+app: .venv/ready  ## open the page on http://127.0.0.1:7860
+	$(BIN)/python app.py
+
+test: .venv/ready  ## what `pytest` runs
+	$(BIN)/pytest
+
+slow: .venv/ready  ## the tests that take minutes
+	$(BIN)/pytest -m 'slow and not gpu'
+
+lint: .venv/ready  ## style, types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+format: .venv/ready  ## put the code in order
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+figure: .venv/ready  ## draw the README's picture anew
+	$(BIN)/python examples/figure6.py --out docs/figure6.png
+
+models: .venv/ready  ## write the README's table of models anew
+	$(BIN)/python docs/models.py
+
+clean:  ## remove what was built, .venv too
+	rm -rf .venv .*_cache .hypothesis .gradio build dist *.egg-info out
+
+.venv/ready: $(wildcard requirements*.txt)
+ifdef UV
+	$(UV) venv --quiet --allow-existing --python $(PYTHON) .venv
+	$(UV) pip install --quiet --python $(BIN)/python -r requirements-dev.txt
+else
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet -r requirements-dev.txt
+endif
+	@touch $@

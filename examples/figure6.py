@@ -1,0 +1,97 @@
+"""The paper's Figure 6 with our model: photos down, tokens across, every map on one colour scale.
+
+python examples/figure6.py [PHOTO ...] [--model NAME] [--layer N] [--tokens N|all] [--out FILE]
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+CLONE = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(CLONE))  # whether vtviz is installed or not
+import vtviz
+from vtviz.render import colorbar
+
+PHOTOS = [CLONE / "app" / "photos" / f"{name}.jpg" for name in ("cat", "coffee", "astronaut", "rocket")]
+CELL, GAP, TEXT = 108, 5, 13
+"""Width of a picture, space between two, size of letters, in pixels."""
+INK = (38, 38, 38)
+
+parser = argparse.ArgumentParser(description="Draw token maps over photos: photos down, tokens across.")
+parser.add_argument("photos", nargs="*", metavar="PHOTO", default=PHOTOS, help="image files; by default the page's")
+parser.add_argument("--model", default="vt_resnet18_in109", help="a name that `vtviz models` lists, or a path")
+parser.add_argument("--layer", type=int, default=0, help="whose tokens (default: %(default)s)")
+parser.add_argument("--tokens", default="8", help="how many, the least alike ones; or all (default: %(default)s)")
+parser.add_argument("--out", type=Path, default=Path("out/figure6.png"), help="a PNG file (default: %(default)s)")
+
+
+def least_alike(maps: Sequence[vtviz.TokenMaps], layer: int, count: int) -> list[int]:
+    """``count`` tokens by a rule and not by taste, in their order.
+
+    The two whose maps correlate least over all photos together; then, again and again, the one whose closest relative
+    among those chosen is the furthest.
+    """
+    several = [m.times_uniform(layer) for m in maps]  # each (tokens, h, w)
+    similar = np.corrcoef(np.concatenate([m.reshape(len(m), -1) for m in several], axis=1))
+    if count >= len(similar):
+        return list(range(len(similar)))
+    chosen = [int(i) for i in np.unravel_index(similar.argmin(), similar.shape)][:count]
+    while len(chosen) < count:
+        closest = similar[:, chosen].max(axis=1)
+        closest[chosen] = np.inf
+        chosen.append(int(closest.argmin()))
+    return sorted(chosen)
+
+
+def draw(maps: Sequence[vtviz.TokenMaps], layer: int, tokens: Sequence[int]) -> Image.Image:
+    """The figure: a photo and its maps per row, the tokens' numbers above, one colour bar at the right."""
+    # One scale for all: half of the maps that are shown reach its last colour.
+    peaks = [m.times_uniform(layer)[tokens].max(axis=(1, 2)) for m in maps]
+    scale = (0.0, max(2.0, float(np.median(peaks))))
+
+    rows = []
+    for m in maps:
+        photo = vtviz.overlay(m, layer, opacity=0)
+        pictures = [photo, *(vtviz.overlay(m, layer, token, scale=scale) for token in tokens)]
+        height = round(CELL * m.geometry.original[0] / m.geometry.original[1])
+        rows.append([Image.fromarray(p).resize((CELL, height), Image.Resampling.LANCZOS) for p in pictures])
+
+    head = 2 * TEXT
+    bar = Image.fromarray(colorbar("jet", scale, height=3 * CELL, text=TEXT))
+    pitch, bottom = CELL + GAP, head + sum(row[0].height + GAP for row in rows)
+    figure = Image.new("RGB", ((1 + len(tokens)) * pitch + 3 * GAP + bar.width, max(bottom, bar.height + GAP)), "white")
+    letters = ImageDraw.Draw(figure)
+    for column, label in enumerate(["photo", *(f"token {token}" for token in tokens)]):
+        x = GAP + column * pitch + (column > 0) * GAP  # the photos stand a little apart
+        letters.text((x + CELL / 2, head / 2), label, INK, anchor="mm", font_size=TEXT)
+        y = head
+        for row in rows:
+            figure.paste(row[column], (x, y))
+            y += row[column].height + GAP
+    figure.paste(bar, (figure.width - bar.width - GAP, head - TEXT))
+    return figure
+
+
+def main() -> None:
+    """Extract the maps of all photos, choose tokens, draw, write."""
+    options = parser.parse_args()
+    maps = vtviz.extract_tokens(options.photos, options.model, layers=[options.layer])
+    count = maps[0].layers[0].num_tokens if options.tokens == "all" else max(1, int(options.tokens))
+    tokens = least_alike(maps, 0, count)
+    figure = draw(maps, 0, tokens)
+
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    figure.save(options.out, "PNG", optimize=True)
+    print(f"tokens {', '.join(map(str, tokens))} of {maps[0].layers[0].name}, {len(maps)} photos")
+    print(f"wrote {options.out.resolve()} ({options.out.stat().st_size / 1000:.0f} kB)")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except vtviz.VtvizError as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,141 @@
+"""The examples, run as a newcomer runs them, on a small model in the place of the shipped one."""
+
+import csv
+import runpy
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import vtviz
+from vtviz.predictor import DEFAULT_MODEL
+
+nbformat = pytest.importorskip("nbformat", reason="nbformat is not installed")
+
+CLONE = Path(__file__).resolve().parents[1]
+SCRIPTS = ("examples/extract.py", "examples/figure6.py", "examples/token_numbers.py", "docs/models.py")
+
+
+@pytest.fixture
+def elsewhere(tiny_checkpoint, tmp_path, monkeypatch) -> Path:
+    """An empty working folder; a small random model answers to the default model's name."""
+    for path in (tiny_checkpoint, tiny_checkpoint.with_suffix(".json")):
+        shutil.copy(path, path.with_stem(DEFAULT_MODEL))
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "path", sys.path[:])
+    return folder
+
+
+@pytest.fixture
+def run(elsewhere, monkeypatch, capsys):
+    """Runs an example and returns what it printed."""
+
+    def call(script: str, *arguments: object) -> str:
+        monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
+        runpy.run_path(str(CLONE / "examples" / script), run_name="__main__")
+        return capsys.readouterr().out
+
+    return call
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_scripts_start_in_any_folder_without_an_installed_package(script, tmp_path):
+    command = [sys.executable, "-S", "-c", f"import runpy; runpy.run_path({str(CLONE / script)!r})"]
+    packages = [p for p in sys.path if "site-packages" in p]
+    code = f"import sys; sys.path += {packages!r}; {command[-1]}"
+    done = subprocess.run([*command[:-1], code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_extract(run, elsewhere):
+    printed = run("extract.py")
+    assert f"wrote maps.npz, manifest.json, token0.png and panel.png to {elsewhere / 'out'}" in printed
+    assert "block0: 16 tokens of 1 head(s) over 11 x 17 cells, one every 16 pixels" in printed
+    stored = vtviz.TokenMaps.load("out")
+    np.testing.assert_array_equal(
+        stored.layers[1].coefficients,
+        vtviz.extract_tokens(CLONE / "app/photos/cat.jpg").layers[1].coefficients,
+    )
+    with Image.open("out/token0.png") as overlay, Image.open(CLONE / "app/photos/cat.jpg") as photo:
+        assert overlay.size == photo.size
+
+
+def test_extract_takes_a_photo_a_model_and_a_folder(run, elsewhere, coffee, tiny_checkpoint):
+    Image.fromarray(coffee).save("my photo.png")
+    run("extract.py", "my photo.png", "--model", tiny_checkpoint, "--out", "here")
+    assert sorted(p.name for p in Path("here").iterdir()) == ["manifest.json", "maps.npz", "panel.png", "token0.png"]
+    assert vtviz.TokenMaps.load("here").source == "my photo.png"
+
+
+def test_token_numbers(run, elsewhere):
+    printed = run("token_numbers.py").splitlines()
+    with Path("out/token_numbers.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [len(line.split()) for line in printed[: 1 + len(rows)]] == [len(rows[0])] * (1 + len(rows))
+
+    maps = vtviz.extract_tokens(CLONE / "app/photos/astronaut.jpg")
+    assert [(r["layer"], int(r["token"])) for r in rows] == [
+        (layer.name, token) for layer in maps.layers for token in range(layer.num_tokens)
+    ]
+    row = rows[3]
+    values = maps.at_image_size(0, 3)
+    assert values[int(row["y"]), int(row["x"])] == values.max()
+    assert float(row["peak"]) == pytest.approx(maps.times_uniform(0)[3].max(), abs=0.005)
+
+
+def test_figure6(run, elsewhere):
+    assert "8" not in run("figure6.py", "--tokens", "3").split(" of ")[0]
+    with Image.open("out/figure6.png") as narrow:
+        few = narrow.size
+    run("figure6.py", "--tokens", "all", "--layer", "-1", "--out", "deep/er/all.png")
+    with Image.open("deep/er/all.png") as wide:
+        assert wide.height == few[1]  # of the same photos
+        pitch = (wide.width - few[0]) / (8 - 3)
+        assert pitch == int(pitch) > 100
+
+
+def test_figure6_chooses_the_tokens_that_are_least_alike(elsewhere):
+    least_alike = runpy.run_path(str(CLONE / "examples/figure6.py"))["least_alike"]
+
+    class Maps:  # of two photos: token 0 left, 1 almost left, 2 right, 3 top
+        def __init__(self, height: int) -> None:
+            left = np.repeat([[1.0, 1, 0, 0]], height, axis=0)
+            almost = left + np.linspace(0, 0.1, 4 * height).reshape(height, 4)
+            self.maps = np.stack([left, almost, 1 - left, np.flipud(np.tri(height, 4))])
+
+        def times_uniform(self, layer: int) -> np.ndarray:
+            assert layer == 7
+            return self.maps
+
+    photos = [Maps(4), Maps(6)]
+    assert least_alike(photos, 7, 2) == [0, 2]
+    assert least_alike(photos, 7, 3) == [0, 2, 3]
+    assert least_alike(photos, 7, 9) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("script", ["extract.py", "figure6.py", "token_numbers.py"])
+def test_a_missing_photo_is_one_line(run, script):
+    with pytest.raises(SystemExit, match=r"^error: [^\n]*nowhere\.jpg[^\n]*$"):
+        run(script, "nowhere.jpg")
+
+
+def test_the_notebook_runs(elsewhere):
+    notebook = nbformat.read(CLONE / "examples/tokens.ipynb", as_version=4)
+    nbformat.validate(notebook)
+    for name in ("vtviz", "app"):  # it looks for the clone in the folders above
+        Path(name).symlink_to(CLONE / name)
+    Path("examples").mkdir()
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert all(not cell.outputs and cell.execution_count is None for cell in cells)
+    namespace: dict = {}
+    for cell in cells:
+        exec(compile(cell.source, cell.id, "exec"), namespace)
+    assert "<table>" in namespace["maps"]._repr_html_()
+    assert namespace["again"].model == namespace["maps"].model

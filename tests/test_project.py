@@ -1,0 +1,260 @@
+"""What the project says about itself: README, requirements, wheel, the script that checks a change."""
+
+import ast
+import importlib.metadata
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import typer.main
+from PIL import Image
+
+import vtviz
+from docs import models as table
+from vtviz import checkpoints, cli
+from vtviz.predictor import DEFAULT_MODEL
+
+CLONE = Path(__file__).resolve().parents[1]
+README = (CLONE / "README.md").read_text(encoding="utf-8")
+PAGES = sorted(CLONE.glob("*.md"))
+COMMANDS = ("pip install -r requirements.txt && python app.py", "pip install -r requirements-dev.txt && pytest")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+
+
+def requirements(name: str) -> set[str]:
+    """Names of the distributions in a requirements file and in those that it includes."""
+    names = set()
+    for line in (CLONE / name).read_text().splitlines():
+        if line.startswith("-r "):
+            names |= requirements(line.removeprefix("-r "))
+        elif line and not line.startswith("#"):
+            assert re.fullmatch(r"[a-z-]+>=[\d.]+(,<[\d.]+)?", line), line
+            names.add(re.split("[>=]", line)[0])
+    return names
+
+
+# --- README
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_two_commands_are_one_line_each(command):
+    assert README.splitlines().count(command) == 1
+    assert f"{command}\n" in blocks("bash")
+
+
+def vtviz_commands() -> list[str]:
+    lines = [line for block in blocks("bash") for line in block.splitlines()]
+    return [line.removeprefix("python -m vtviz ") for line in lines if line.startswith("python -m vtviz ")]
+
+
+@pytest.mark.parametrize("line", vtviz_commands())
+def test_the_command_line_understands_every_command(line):
+    verb, *arguments = shlex.split(line)
+    group = typer.main.get_command(cli.app)
+    assert verb in group.commands
+    group.commands[verb].make_context(verb, arguments)  # parses; runs nothing
+
+
+def test_there_are_commands_for_extraction_and_training():
+    assert {"extract", "models", "profile", "train", "evaluate"} == {c.split()[0] for c in vtviz_commands()}
+
+
+def test_the_python_example_runs(tiny_checkpoint, tmp_path, monkeypatch, capsys):
+    for path in (tiny_checkpoint, tiny_checkpoint.with_suffix(".json")):
+        shutil.copy(path, path.with_stem(DEFAULT_MODEL))
+    monkeypatch.chdir(tmp_path)
+    Path("app").symlink_to(CLONE / "app")
+    (code,) = blocks("python")
+    namespace: dict = {}
+    exec(compile(code, "README.md", "exec"), namespace)
+    assert "Prediction(" in capsys.readouterr().out
+    with Image.open("token3.png") as picture, Image.open("app/photos/cat.jpg") as photo:
+        assert picture.size == photo.size == namespace["values"].shape[::-1]
+    assert vtviz.TokenMaps.load("out/cat").layers[0].num_tokens == 16
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_links_lead_somewhere(page):
+    targets = re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text(encoding="utf-8"))
+    assert [t for t in targets if not t.startswith("https://") and not (CLONE / t).exists()] == []
+
+
+def test_the_picture_is_small():
+    path = CLONE / "docs/figure6.png"
+    assert path.stat().st_size < 600_000
+    with Image.open(path) as picture:
+        assert picture.width > 1000
+
+
+# --- the table of models
+
+
+def test_the_table_of_models_is_that_of_the_cards():
+    assert table.renewed(README, CLONE / "checkpoints") == README, "run python docs/models.py"
+
+
+def test_the_table_has_the_figures_of_the_cards(tmp_path, tiny_model, tiny_card):
+    model = tiny_model()
+    card = tiny_card(
+        model,
+        name="second",
+        data={"name": "flowers", "n_train": 12345},
+        accuracy={"top1": 0.7216, "n": 2000, "size": 224, "top1_by_size": {"224": 0.7216, "160": 0.7, "96": 0.5}},
+        tokens={
+            "block0": {"peak": 9.95, "correlation": 0.193, "dead": 0},
+            "block1": {"peak": 7.2, "correlation": 0.74, "dead": 0},
+            "person": {"iou": 0.4, "untrained_iou": 0.25},
+        },
+    )
+    checkpoints.save(tmp_path / "second.safetensors", model, card)
+    checkpoints.save(tmp_path / "first.safetensors", model, replace(tiny_card(model), trained=False))
+    *_, first, second = table.table(tmp_path).splitlines()
+    assert first.startswith("| [tiny](checkpoints/first.json) (untrained) | ")
+    assert [cell.strip() for cell in second.strip("|").split("|")] == [
+        "[second](checkpoints/second.json)",
+        "flowers, 12,345 photos, 5 classes",
+        "72.2% of 2,000",
+        "96 px 50.0%, 160 px 70.0%",
+        "9.9× / 7.2×",
+        "0.19 / 0.74",
+        "0.40 (0.25)",
+    ]
+
+
+def test_a_readme_without_the_place_for_the_table_is_refused(tmp_path):
+    with pytest.raises(vtviz.VtvizError, match="has lost the lines"):
+        table.renewed("# vtviz\n", tmp_path)
+
+
+# --- packaging
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> zipfile.ZipFile:
+    """The wheel of this clone, built in a copy and without a network."""
+    setuptools = tuple(int(n) for n in importlib.metadata.version("setuptools").split(".")[:1])
+    if setuptools < (77,):
+        pytest.skip("building a wheel takes setuptools >= 77")
+    copy = tmp_path_factory.mktemp("wheel")
+    for path in (*CLONE.glob("*.*"), CLONE / "LICENSE"):
+        if path.is_file():
+            shutil.copy(path, copy)
+    for name in ("vtviz", "app", "tests", "examples", "docs"):
+        shutil.copytree(CLONE / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+    code = "from setuptools import build_meta; print(build_meta.build_wheel('dist'))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=copy, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return zipfile.ZipFile(copy / "dist" / done.stdout.splitlines()[-1])
+
+
+def test_the_wheel_ships_the_package_and_nothing_else(wheel):
+    information = f"vtviz-{vtviz.__version__}.dist-info"
+    shipped = {name for name in wheel.namelist() if not name.startswith(f"{information}/")}
+    sources = {p.relative_to(CLONE).as_posix() for p in (CLONE / "vtviz").rglob("*.py")}
+    assert shipped == sources | {"vtviz/py.typed"}
+    assert f"{information}/licenses/LICENSE" in wheel.namelist()
+
+
+def test_the_wheel_asks_for_what_the_package_imports_and_not_for_the_page(wheel):
+    metadata = wheel.read(f"vtviz-{vtviz.__version__}.dist-info/METADATA").decode()
+    asked = set(re.findall(r"^Requires-Dist: ([\w-]+)", metadata, re.MULTILINE))
+    assert asked == requirements("requirements-vtviz.txt")
+    assert requirements("requirements.txt") - asked == {"gradio", "plotly", "captum"}
+    assert {"pytest", "scikit-image", "playwright"} <= requirements("requirements-dev.txt")
+
+
+def test_requirements_name_every_package_that_is_imported():
+    distributions = importlib.metadata.packages_distributions()
+
+    def imported(folder: str) -> set[str]:
+        names = set()
+        for path in (CLONE / folder).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.Import):
+                    names |= {alias.name.split(".")[0] for alias in node.names}
+                elif isinstance(node, ast.ImportFrom) and node.module:
+                    names.add(node.module.split(".")[0])
+        ours = {"vtviz", "app", "docs"}
+        return {distributions.get(n, [n])[0].lower().replace("_", "-") for n in names - ours - sys.stdlib_module_names}
+
+    optional = {"plotly", "captum"}  # imported where they are used
+    assert imported("vtviz") - optional <= requirements("requirements-vtviz.txt")
+    assert imported("app") | imported("examples") | imported("docs") <= requirements("requirements.txt")
+
+
+# --- the house
+
+
+def tracked() -> list[Path]:
+    if not (CLONE / ".git").exists() or not shutil.which("git"):
+        pytest.skip("not a git clone")
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(command, cwd=CLONE, capture_output=True, text=True, check=True).stdout
+    return [path for name in listed.split("\0") if name and (path := CLONE / name).is_file()]
+
+
+def test_no_file_knows_a_certain_machine_or_an_unfinished_thought():
+    wrong = re.compile(
+        rb"/(?:work|home|root|Users|mnt|scratch)/\w|\.\./sha" + rb"red|\b(?:TO" + rb"DO|FIX" + rb"ME|XX" + rb"X)\b"
+    )
+    binary = {".png", ".jpg", ".safetensors"}
+    found = [
+        f"{path.relative_to(CLONE)}: {match[0].decode()}"
+        for path in tracked()
+        if path.suffix not in binary
+        for match in wrong.finditer(path.read_bytes())
+    ]
+    assert found == []
+
+
+def test_the_repository_holds_nothing_large_but_weights():
+    large = [p for p in tracked() if p.stat().st_size > 600_000 and p.suffix != ".safetensors"]
+    assert large == []
+
+
+def test_the_checking_script_runs_the_readmes_command(tmp_path):
+    script = CLONE / ".ci/run"
+    assert os.access(script, os.X_OK)
+    clone = tmp_path / "clone"
+    (clone / ".ci").mkdir(parents=True)
+    shutil.copy(script, clone / ".ci")
+    (clone / "README.md").write_text(README.replace(COMMANDS[1], "pytest"))
+    done = subprocess.run([clone / ".ci/run"], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "no longer prints" in done.stderr
+
+
+@pytest.mark.parametrize(("broken", "steps"), [("none", 5), ("pip", 1), ("pytest", 2), ("ruff", 4), ("mypy", 5)])
+def test_the_checking_script_fails_where_a_step_fails(tmp_path, broken, steps):
+    """With stand-ins for pip, pytest, ruff and mypy that write down that they were called."""
+    clone, log = tmp_path / "clone", tmp_path / "log"
+    (clone / ".ci").mkdir(parents=True)
+    shutil.copy(CLONE / ".ci/run", clone / ".ci")
+    shutil.copy(CLONE / "README.md", clone)
+    python = tmp_path / "python"
+    tools = "\n".join(
+        f'printf \'#!/bin/sh\\necho {tool} "$@" >> {log}\\nexit {int(tool == broken)}\\n\' > "$3/bin/{tool}"'
+        for tool in ("pip", "pytest", "ruff", "mypy")
+    )
+    python.write_text(
+        f'#!/bin/sh\nmkdir "$3/bin"\necho "PATH=\\"$3/bin:\\$PATH\\"" > "$3/bin/activate"\n{tools}\nchmod +x "$3"/bin/*\n'
+    )
+    python.chmod(0o755)
+    environment = {**os.environ, "PYTHON": str(python), "VTVIZ_CHROMIUM": "here", "TMPDIR": str(tmp_path)}
+    done = subprocess.run([clone / ".ci/run"], env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode == 0) == (broken == "none"), done.stderr
+    called = log.read_text().splitlines()
+    expected = ["pip install -r requirements-dev.txt", "pytest", "pytest -m slow and not gpu", "ruff check"]
+    assert called[:4] == expected[: len(called)]
+    assert len(called) == steps + (broken == "none") - (broken in {"mypy"}) + (broken == "mypy")
+    assert ("all passed" in done.stdout) == (broken == "none")

@@ -1,0 +1,215 @@
+"""What a run does beside training: averaging weights, writing its folder, telling how fast it goes."""
+
+from __future__ import annotations
+
+import csv
+import os
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import Callback, TQDMProgressBar, WeightAveraging
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+from PIL import Image
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from vtviz import checkpoints
+from vtviz.card import Card
+from vtviz.models.registry import model_from_config
+from vtviz.predictor import Predictor
+from vtviz.tokens import TokenMaps
+
+METRICS = "metrics.csv"
+CONFUSION = "confusion.csv"
+PROBE = "probe"
+"""Folder in a run folder: ``image.png``, and the token maps of that image after each epoch."""
+
+
+class Averaging(WeightAveraging):
+    """Exponential moving average of the weights, whose decay rises from 0.1 so that short runs are not all start."""
+
+    def __init__(self, decay: float) -> None:
+        super().__init__(multi_avg_fn=self._average)
+        self.decay = decay
+
+    def _average(self, averaged: Any, current: Any, count: Any) -> None:
+        n = int(count)
+        get_ema_multi_avg_fn(min(self.decay, (1 + n) / (10 + n)))(averaged, current, count)
+
+
+class AtomicCheckpoints(TorchCheckpointIO):
+    """Writes the state beside its old version and then puts it in its place, so that no kill leaves a part of it."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:  # noqa: ARG002
+        """Write ``path``; raises OSError where the disk refuses, with the old version intact."""
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f".{target.name}.tmp")
+        try:
+            with temporary.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(target)
+        except RuntimeError as error:  # what PyTorch makes of a full disk
+            raise OSError(0, " ".join(str(error).split())[:200]) from None
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+class Progress(TQDMProgressBar):
+    """Lightning's bar with images a second, the share of time spent waiting for data, and the time left of the run.
+
+    Attributes:
+        images_per_s: of this epoch so far, over all processes.
+        wait: share of this epoch's time spent waiting for data.
+    """
+
+    def __init__(self, batch_size: int) -> None:
+        """``batch_size``: images a micro-batch, over all processes."""
+        super().__init__(refresh_rate=10)
+        self.batch_size = batch_size
+        self.images_per_s = self.wait = 0.0
+        self._began = self._waiting_since = self._waited = 0.0
+
+    def on_train_epoch_start(self, trainer: L.Trainer, *arguments: Any) -> None:
+        """Start the clock."""
+        super().on_train_epoch_start(trainer, *arguments)
+        self._began = self._waiting_since = time.perf_counter()
+        self._waited = 0.0
+
+    def on_train_batch_start(self, *arguments: Any) -> None:
+        """Data have come."""
+        super().on_train_batch_start(*arguments)
+        self._waited += time.perf_counter() - self._waiting_since
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Count, and wait for the next data."""
+        self._waiting_since = time.perf_counter()
+        passed = max(1e-9, self._waiting_since - self._began)
+        self.images_per_s = (batch_idx + 1) * self.batch_size / passed
+        self.wait = self._waited / passed
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+    def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
+        """What stands behind the bar."""
+        metrics: dict[str, Any] = dict(super().get_metrics(trainer, pl_module))
+        metrics.pop("v_num", None)
+        if self.images_per_s > 0 and trainer.max_epochs:
+            epochs = trainer.max_epochs - trainer.current_epoch
+            batches = epochs * int(trainer.num_training_batches) - (
+                trainer.fit_loop.epoch_loop.batch_progress.current.ready
+            )
+            left = timedelta(seconds=round(max(0, batches) * self.batch_size / self.images_per_s))
+            metrics |= {"img/s": f"{self.images_per_s:.0f}", "wait": f"{self.wait:.0%}", "left": str(left)}
+        return metrics
+
+
+class RunFolder(Callback):
+    """Writes, after each epoch, everything that a run leaves behind; a resumed run replaces what it does again.
+
+    ``last.safetensors`` and the ``best`` on "val" with their cards; :data:`METRICS`, one row an epoch;
+    :data:`CONFUSION` of the best weights; in :data:`PROBE` the token maps of one image, ``epoch0001.npz``: for each
+    block (tokens, h, w) float16 in × uniform, the mean of the heads.
+    """
+
+    def __init__(self, folder: Path, card: Card, progress: Progress, probe: np.ndarray) -> None:
+        """``probe``: the image (H, W, 3) uint8 whose maps are kept."""
+        self.folder, self.card, self.progress, self.probe = folder, card, progress, probe
+        self.best = -1.0
+        self._snapshot = model_from_config(card.model, card.config).eval()
+        self._weights: dict[str, torch.Tensor] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What resuming needs to know."""
+        return {"best": self.best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up where the stopped run was."""
+        self.best = state_dict["best"]
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Keep the weights that were validated: after this hook the averaged ones are swapped out again."""
+        if trainer.is_global_zero:
+            self._weights = {k: v.detach().cpu().clone() for k, v in pl_module.model.state_dict().items()}
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Write weights, card and the epoch's metrics."""
+        if not trainer.is_global_zero:
+            return
+        metrics = {k: float(v) for k, v in trainer.callback_metrics.items()}
+        epoch = trainer.current_epoch + 1
+        card = replace(
+            self.card,
+            epochs=float(epoch),
+            accuracy={
+                "top1": metrics["val/top1"],
+                "top5": metrics["val/top5"],
+                "n": self.card.data["n_val"],
+                "size": self.card.preprocessing.size,
+                "split": "val",
+                "precision": self.card.recipe["precision"],
+            },
+            tokens={f"block{i}": s for i, s in enumerate(pl_module.token_statistics())},
+            date=datetime.now(tz=UTC).date().isoformat(),
+        )
+        self._snapshot.load_state_dict(self._weights)
+        checkpoints.save(self.folder / "last.safetensors", self._snapshot, card)
+        if metrics["val/top1"] > self.best:
+            self.best = metrics["val/top1"]
+            checkpoints.save(self.folder / "best.safetensors", self._snapshot, card)
+            rows = zip(card.class_ids, pl_module.confusion.tolist(), strict=True)
+            _write_csv(
+                self.folder / CONFUSION, [["right \\ predicted", *card.class_ids], *([i, *row] for i, row in rows)]
+            )
+        self._write_probe(epoch, card)
+        speed = {"images_per_s": self.progress.images_per_s, "data_wait": self.progress.wait}
+        self._append({"epoch": epoch, "lr": trainer.optimizers[0].param_groups[0]["lr"], **speed, **metrics})
+
+    def _write_probe(self, epoch: int, card: Card) -> None:
+        predictor = Predictor(self._snapshot, card)
+        if not predictor.strides:
+            return
+        folder = self.folder / PROBE
+        folder.mkdir(exist_ok=True)
+        if not (folder / "image.png").is_file():
+            Image.fromarray(self.probe).save(folder / "image.png")
+        maps: TokenMaps = predictor.extract(self.probe)
+        drawn = {layer.name: layer.times_uniform().mean(axis=0).astype(np.float16) for layer in maps.layers}
+        np.savez_compressed(folder / f"epoch{epoch:04d}.npz", **drawn)  # type: ignore[arg-type]
+
+    def _append(self, row: Mapping[str, float]) -> None:
+        """Add a row to the metrics; rows of epochs that a resumed run does again are replaced."""
+        rows: list[Mapping[str, Any]] = [r for r in read_metrics(self.folder) if r["epoch"] < row["epoch"]]
+        rows.append(row)
+        names = list(dict.fromkeys(key for r in rows for key in r))
+        _write_csv(self.folder / METRICS, [names, *([_figure(r.get(name)) for name in names] for r in rows)])
+
+
+def read_metrics(folder: str | Path) -> list[dict[str, float]]:
+    """A run's metrics, one dict an epoch; empty where it has none yet."""
+    file = Path(folder) / METRICS
+    if not file.is_file():
+        return []
+    with file.open(newline="", encoding="utf-8") as handle:
+        return [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(handle)]
+
+
+def _figure(value: float | None) -> str:
+    return "" if value is None else f"{value:.6g}"
+
+
+def _write_csv(file: Path, rows: Iterable[Iterable[Any]]) -> None:
+    """Write a table so that whoever reads it meanwhile sees the old or the new one."""
+    temporary = file.with_name(f".{file.name}.tmp")
+    with temporary.open("w", newline="", encoding="utf-8") as handle:
+        csv.writer(handle).writerows(rows)
+    temporary.replace(file)

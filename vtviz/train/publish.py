@@ -1,0 +1,101 @@
+"""From a run folder to a checkpoint for others: float16 weights and a card whose every figure was measured on them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vtviz import checkpoints
+from vtviz.card import Card
+from vtviz.data.segmentation import open_segmentation
+from vtviz.explain.dissection import best_token
+from vtviz.models.registry import model_from_config
+from vtviz.predictor import Predictor, load_model
+from vtviz.train.evaluation import evaluate_classifier
+
+CHOOSING_IMAGES = 200
+"""Training images with masks on which the token that covers people best is chosen."""
+
+
+def publish_classifier(
+    run: str | Path,
+    target: str | Path,
+    data: str | Path,
+    *,
+    split: str = "val",
+    sizes: Sequence[int] = (96, 128, 160),
+    also: Sequence[str | Path] = (),
+    masks: str | Path | None = None,
+    licence: str = "",
+    notes: str = "",
+    say: Callable[[str], None] = lambda _: None,
+) -> Card:
+    """Score a run's weights and write them with their card as ``target``.
+
+    Args:
+        run: run folder or checkpoint.
+        target: the ``.safetensors`` file to write; its stem becomes the checkpoint's name.
+        data: image folder to score on.
+        split: its part.
+        sizes: further input sizes, beside the model's own, to score at.
+        also: further image folders to score on, at the model's own size (for one part of the data alone, say).
+        masks: segmentation folder (class 0 the background) on which to measure how well one token covers people,
+            beside the same model untrained.
+        licence: of the weights.
+        notes: for the card.
+        say: told what is going on, a line at a time.
+
+    Raises:
+        CheckpointError, DataError, ConfigError: in one line.
+    """
+    target = Path(target)
+    model, card = checkpoints.load(run)
+    name = target.stem
+    # what is scored is what is shipped: float16 weights, loaded through the gate
+    card = checkpoints.save(target, model, replace(card, name=name, licence=licence or card.licence, accuracy={}))
+    predictor = load_model(target, "cpu")
+    say(f"scoring {name} on {data}")
+    main = evaluate_classifier(predictor, data, split=split)
+    accuracy: dict[str, Any] = {
+        "top1": main.top1,
+        "top5": main.top5,
+        "n": main.n,
+        "data": main.data,
+        "split": split,
+        "size": main.size,
+        "top1_by_size": {str(main.size): main.top1},
+    }
+    for size in sizes:
+        say(f"at {size} pixels")
+        accuracy["top1_by_size"][str(size)] = evaluate_classifier(predictor, data, split=split, size=size).top1
+    for folder in also:
+        say(f"on {folder}")
+        other = evaluate_classifier(predictor, folder, split=split)
+        accuracy.setdefault("also", {})[other.data] = {"top1": other.top1, "n": other.n}
+    tokens: dict[str, Any] = dict(main.tokens)
+    if masks is not None and predictor.strides:
+        say(f"tokens against the masks of {masks}")
+        tokens["person"] = person_overlap(predictor, masks)
+    return checkpoints.save(target, predictor.model, replace(card, accuracy=accuracy, tokens=tokens, notes=notes))
+
+
+def person_overlap(predictor: Predictor, masks: str | Path) -> dict[str, Any]:
+    """The static token that covers people best, chosen on "train" and scored on "val", beside an untrained model's.
+
+    The untrained model has the same configuration and random weights, and its token is chosen and scored alike.
+    """
+    choosing, scoring = open_segmentation(masks, "train"), open_segmentation(masks, "val")
+    person = range(1, len(choosing.classes))
+    card = predictor.card
+    if card is None:
+        raise ValueError("a predictor without a card cannot be compared with its untrained twin")
+    torch.manual_seed(0)
+    twin = Predictor(
+        model_from_config(card.model, card.config).eval(), classes=card.classes, preprocessing=card.preprocessing
+    )
+    trained, untrained = (best_token(p, choosing, scoring, person, limit=CHOOSING_IMAGES) for p in (predictor, twin))
+    return {**asdict(trained), "untrained_iou": untrained.iou, "data": Path(masks).name}
