@@ -31,6 +31,7 @@ def publish_classifier(
     also: Sequence[str | Path] = (),
     masks: str | Path | None = None,
     licence: str = "",
+    terms: str = "",
     notes: str = "",
     say: Callable[[str], None] = lambda _: None,
 ) -> Card:
@@ -46,6 +47,7 @@ def publish_classifier(
         masks: segmentation folder (class 0 the background) on which to measure how well one token covers people,
             beside the same model untrained.
         licence: of the weights.
+        terms: of the training data; by default what the run says.
         notes: for the card.
         say: told what is going on, a line at a time.
 
@@ -56,7 +58,9 @@ def publish_classifier(
     model, card = checkpoints.load(run)
     name = target.stem
     # what is scored is what is shipped: float16 weights, loaded through the gate
-    card = checkpoints.save(target, model, replace(card, name=name, licence=licence or card.licence, accuracy={}))
+    data_said = {**card.data, "terms": terms or card.data.get("terms", "")}
+    card = replace(card, name=name, licence=licence or card.licence, data=data_said, accuracy={})
+    card = checkpoints.save(target, model, card)
     predictor = load_model(target, "cpu")
     say(f"scoring {name} on {data}")
     main = evaluate_classifier(predictor, data, split=split)
