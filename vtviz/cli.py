@@ -340,6 +340,7 @@ QUANTITIES = {"params": "params (M)", "macs": "MACs (G)", "neck_macs": "neck (G)
 app.command()(verbs.train)
 app.command()(verbs.finetune)
 app.command()(verbs.evaluate)
+app.command()(verbs.publish)
 
 
 def _print_profile(rows: list[ProfileRow]) -> None:

@@ -62,3 +62,20 @@ def test_a_model_without_tokens_has_no_token_figures(tiny_job, balls, masks, tmp
 def test_nothing_to_publish(tmp_path, balls):
     with pytest.raises(CheckpointError):
         publish_classifier(tmp_path / "none", tmp_path / "x.safetensors", balls)
+
+
+def test_the_verb(trained, balls, tmp_path, capsys):
+    from vtviz.cli import main
+
+    out = tmp_path / "verb.safetensors"
+    arguments = ["publish", "--run", str(trained), "--out", str(out), "--data", str(balls)]
+    with pytest.raises(SystemExit) as stop:
+        main([*arguments, "--sizes", "", "--terms", "toys"])
+    assert stop.value.code == 0
+    printed = json.loads(capsys.readouterr().out)
+    card = vtviz.load_model(out, "cpu").card
+    assert printed == {"accuracy": card.accuracy, "tokens": card.tokens}
+    with pytest.raises(SystemExit) as stop:
+        main([*arguments, "--sizes", "a,b"])
+    assert stop.value.code == 2
+    assert "--sizes takes numbers of pixels" in capsys.readouterr().err
