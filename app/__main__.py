@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ipaddress
 import os
 import sys
 
@@ -18,16 +19,28 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--device", help="where models run: cpu, cuda, cuda:1 (default: cuda where there is one)")
     parser.add_argument("--share", action="store_true", help="also serve over a public gradio.live address")
     parser.add_argument("--auth", metavar="USER:PASSWORD", help="ask for this name and password")
+    parser.add_argument("--data-root", metavar="DIR", help="folder of data sets that the tab Train may train on")
+    parser.add_argument("--runs", metavar="DIR", default="runs", help="folder of training runs (default: %(default)s)")
+    parser.add_argument(
+        "--allow-training",
+        action="store_true",
+        help="training also where other machines reach the page",
+    )
     options = parser.parse_args(arguments)
     user, _, password = (options.auth or "").partition(":")
     if options.auth is not None and not (user and password):
         parser.error("--auth must be USER:PASSWORD")
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: idle threads must not starve the server
+    from app.datasets import DataRoot  # noqa: PLC0415
     from app.page import build_page, launch_options  # noqa: PLC0415
     from app.shelf import Shelf  # noqa: PLC0415
+    from app.train import Train  # noqa: PLC0415
 
+    allowed = options.allow_training or (is_loopback(options.host) and not options.share)
     try:
-        page = build_page(Shelf(options.model, options.device))
+        shelf = Shelf(options.model, options.device)
+        data = DataRoot(options.data_root) if options.data_root is not None else None
+        page = build_page(shelf, Train(shelf, options.runs, data, allowed=allowed))
         page.launch(
             server_name=options.host,
             server_port=options.port,
@@ -42,6 +55,14 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: cannot listen on {options.host}:{options.port}; try another --port", file=sys.stderr)
         return 2
     return 0
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach a server that listens on ``host``."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:  # some other name
+        return False
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from vtviz.render import COLORMAPS
 STATIC = Path(__file__).parent / "static"
 SCRIPTS = ("maps.js", "draw.js", "dom.js", "options.js", "view.js", "page.js")
 """In the order in which they need each other."""
+STYLES = ("page.css", "train.css")
 
 
 def canvas(payload: dict[str, Any] | None, **options: Any) -> gr.HTML:
@@ -41,4 +42,4 @@ def head() -> str:
 
 def style() -> str:
     """The style sheet of the page."""
-    return (STATIC / "page.css").read_text(encoding="utf-8")
+    return "\n".join((STATIC / name).read_text(encoding="utf-8") for name in STYLES)

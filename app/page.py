@@ -10,6 +10,7 @@ from app.about import About
 from app.canvas import head, style
 from app.explore import KEEP_SECONDS, Explore
 from app.shelf import Shelf
+from app.train import Train
 from vtviz.images import LIMITS
 
 TITLE = "vtviz: what visual tokens look at"
@@ -19,18 +20,27 @@ SESSIONS = 500
 """Sessions remembered; each may hold one payload (about half a megabyte)."""
 
 
-def build_page(shelf: Shelf) -> gr.Blocks:
-    """The page over the models of ``shelf``, ready for ``launch(**launch_options())``."""
+def build_page(shelf: Shelf, train: Train | None = None) -> gr.Blocks:
+    """The page over the models of ``shelf``, ready for ``launch(**launch_options())``.
+
+    Args:
+        shelf: the models.
+        train: the tab that trains more of them; by default there is none.
+    """
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(600, KEEP_SECONDS), fill_width=True) as page:
         gr.HTML(
             '<header class="vtx-header"><h1>vtviz</h1><p>What does each visual token look at?</p></header>',
             apply_default_css=False,
         )
         explore, about = Explore(shelf), About(shelf)
-        with gr.Tab("Explore", id="explore"):
+        with gr.Tab("Explore", id="explore") as exploring:
             explore.build()
-        with gr.Tab("About", id="about"):
+        training = gr.Tab("Train", id="train", render=train is not None)
+        with gr.Tab("About", id="about") as reading:
             about.build(explore.model)
+        if train is not None:
+            with training:
+                train.build(training, explore.model, [exploring, reading])
         page.load(
             explore.remember, None, [explore.state], queue=False, show_progress="hidden", api_visibility="private"
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Mapping
 from pathlib import Path
 from threading import Lock
 
@@ -41,13 +42,28 @@ class Shelf:
         if extra is not None:
             name = extra if extra in self._sources or extra.startswith("hf://") else _own_name(find(extra))
             self._sources = {name: extra} | {k: v for k, v in self._sources.items() if k != name}
+        self._runs: dict[str, str] = {}
         self._loaded: OrderedDict[str, Predictor] = OrderedDict()
         self._lock = Lock()
 
     @property
     def names(self) -> list[str]:
         """What can be chosen; the first is the default."""
-        return list(self._sources)
+        return list(self._sources | self._runs)
+
+    def offer_runs(self, folders: Mapping[str, Path]) -> None:
+        """Offer the models of these run folders by name, after the others; of earlier ones only those named stay."""
+        with self._lock:
+            for name in self._runs.keys() - folders.keys():
+                self._loaded.pop(name, None)
+            self._runs = {name: str(folder) for name, folder in folders.items() if name not in self._sources}
+
+    def source(self, name: str) -> str:
+        """What :func:`vtviz.load_model` takes for the model called ``name``. Raises ConfigError as :meth:`get` does."""
+        sources = self._sources | self._runs
+        if name not in sources:
+            raise ConfigError(f"this page has no model {name!r}{did_you_mean(str(name), sources)}")
+        return sources[name]
 
     def get(self, name: str) -> Predictor:
         """The model called ``name``.
@@ -56,11 +72,10 @@ class Shelf:
             ConfigError: for a name that is not offered.
             CheckpointError: where it is damaged.
         """
-        if name not in self._sources:
-            raise ConfigError(f"this page has no model {name!r}{did_you_mean(str(name), self._sources)}")
+        source = self.source(name)
         with self._lock:
             if name not in self._loaded:
-                self._loaded[name] = vt.load_model(self._sources[name], self.device)
+                self._loaded[name] = vt.load_model(source, self.device)
                 while len(self._loaded) > LOADED:
                     self._loaded.popitem(last=False)
             self._loaded.move_to_end(name)

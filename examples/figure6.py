@@ -1,6 +1,6 @@
 """The paper's Figure 6 with our model: photos down, tokens across, every map on one colour scale.
 
-python examples/figure6.py [PHOTO ...] [--model NAME] [--layer N] [--tokens N|all] [--out FILE]
+python examples/figure6.py [PHOTO ...] [--model NAME] [--layer N] [--tokens N|N,N,...|all] [--out FILE]
 """
 
 import argparse
@@ -15,6 +15,7 @@ CLONE = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(CLONE))  # whether vtviz is installed or not
 import vtviz
 from vtviz.render import colorbar
+from vtviz.tokens import check_index
 
 PHOTOS = [CLONE / "app" / "photos" / f"{name}.jpg" for name in ("cat", "coffee", "astronaut", "rocket")]
 CELL, GAP, TEXT = 108, 5, 13
@@ -25,17 +26,19 @@ parser = argparse.ArgumentParser(description="Draw token maps over photos: photo
 parser.add_argument("photos", nargs="*", metavar="PHOTO", default=PHOTOS, help="image files; by default the page's")
 parser.add_argument("--model", default="vt_resnet18_in109", help="a name that `vtviz models` lists, or a path")
 parser.add_argument("--layer", type=int, default=0, help="whose tokens (default: %(default)s)")
-parser.add_argument("--tokens", default="8", help="how many, the least alike ones; or all (default: %(default)s)")
+parser.add_argument(
+    "--tokens", default="8", help="how many, the least alike ones; or which (0,3,5); or all (default: %(default)s)"
+)
 parser.add_argument("--out", type=Path, default=Path("out/figure6.png"), help="a PNG file (default: %(default)s)")
 
 
-def least_alike(maps: Sequence[vtviz.TokenMaps], layer: int, count: int) -> list[int]:
+def least_alike(maps: Sequence[vtviz.TokenMaps], count: int) -> list[int]:
     """``count`` tokens by a rule and not by taste, in their order.
 
     The two whose maps correlate least over all photos together; then, again and again, the one whose closest relative
     among those chosen is the furthest.
     """
-    several = [m.times_uniform(layer) for m in maps]  # each (tokens, h, w)
+    several = [m.times_uniform(0) for m in maps]  # each (tokens, h, w)
     similar = np.corrcoef(np.concatenate([m.reshape(len(m), -1) for m in several], axis=1))
     if count >= len(similar):
         return list(range(len(similar)))
@@ -47,16 +50,33 @@ def least_alike(maps: Sequence[vtviz.TokenMaps], layer: int, count: int) -> list
     return sorted(chosen)
 
 
-def draw(maps: Sequence[vtviz.TokenMaps], layer: int, tokens: Sequence[int]) -> Image.Image:
-    """The figure: a photo and its maps per row, the tokens' numbers above, one colour bar at the right."""
+def choose(text: str, maps: Sequence[vtviz.TokenMaps]) -> list[int]:
+    """Which tokens the option --tokens means."""
+    number = maps[0].layers[0].num_tokens
+    if text == "all":
+        return list(range(number))
+    try:
+        values = [int(part) for part in text.split(",")]
+    except ValueError:
+        raise vtviz.ConfigError(f"--tokens must be a number, numbers such as 0,3,5, or all, got {text!r}") from None
+    if len(values) == 1:
+        return least_alike(maps, max(1, values[0]))
+    return [check_index("token", value, number) % number for value in values]
+
+
+def draw(maps: Sequence[vtviz.TokenMaps], tokens: Sequence[int]) -> Image.Image:
+    """The figure: a photo and its maps per row, the tokens' numbers above, one colour bar at the right.
+
+    The maps hold one layer, the one to draw.
+    """
     # One scale for all: half of the maps that are shown reach its last colour.
-    peaks = [m.times_uniform(layer)[tokens].max(axis=(1, 2)) for m in maps]
+    peaks = [m.times_uniform(0)[tokens].max(axis=(1, 2)) for m in maps]
     scale = (0.0, max(2.0, float(np.median(peaks))))
 
     rows = []
     for m in maps:
-        photo = vtviz.overlay(m, layer, opacity=0)
-        pictures = [photo, *(vtviz.overlay(m, layer, token, scale=scale) for token in tokens)]
+        photo = vtviz.overlay(m, opacity=0)
+        pictures = [photo, *(vtviz.overlay(m, 0, token, scale=scale) for token in tokens)]
         height = round(CELL * m.geometry.original[0] / m.geometry.original[1])
         rows.append([Image.fromarray(p).resize((CELL, height), Image.Resampling.LANCZOS) for p in pictures])
 
@@ -80,9 +100,8 @@ def main() -> None:
     """Extract the maps of all photos, choose tokens, draw, write."""
     options = parser.parse_args()
     maps = vtviz.extract_tokens(options.photos, options.model, layers=[options.layer])
-    count = maps[0].layers[0].num_tokens if options.tokens == "all" else max(1, int(options.tokens))
-    tokens = least_alike(maps, 0, count)
-    figure = draw(maps, 0, tokens)
+    tokens = choose(options.tokens, maps)
+    figure = draw(maps, tokens)
 
     options.out.parent.mkdir(parents=True, exist_ok=True)
     figure.save(options.out, "PNG", optimize=True)

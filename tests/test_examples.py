@@ -46,10 +46,10 @@ def run(elsewhere, monkeypatch, capsys):
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_scripts_start_in_any_folder_without_an_installed_package(script, tmp_path):
-    command = [sys.executable, "-S", "-c", f"import runpy; runpy.run_path({str(CLONE / script)!r})"]
     packages = [p for p in sys.path if "site-packages" in p]
-    code = f"import sys; sys.path += {packages!r}; {command[-1]}"
-    done = subprocess.run([*command[:-1], code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    code = f"import runpy, sys; sys.path += {packages!r}; runpy.run_path({str(CLONE / script)!r})"
+    command = [sys.executable, "-S", "-c", code]  # -S: as if vtviz had never been installed
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert list(tmp_path.iterdir()) == []
 
@@ -91,7 +91,8 @@ def test_token_numbers(run, elsewhere):
 
 
 def test_figure6(run, elsewhere):
-    assert "8" not in run("figure6.py", "--tokens", "3").split(" of ")[0]
+    chosen = run("figure6.py", "--tokens", "3").split(" of ")[0]
+    assert len(chosen.split(",")) == 3
     with Image.open("out/figure6.png") as narrow:
         few = narrow.size
     run("figure6.py", "--tokens", "all", "--layer", "-1", "--out", "deep/er/all.png")
@@ -99,6 +100,9 @@ def test_figure6(run, elsewhere):
         assert wide.height == few[1]  # of the same photos
         pitch = (wide.width - few[0]) / (8 - 3)
         assert pitch == int(pitch) > 100
+    assert run("figure6.py", "--tokens", "7,2").startswith("tokens 7, 2 of block0, 4 photos")
+    with pytest.raises(SystemExit, match="there is no token 16"):
+        run("figure6.py", "--tokens", "2,16")
 
 
 def test_figure6_chooses_the_tokens_that_are_least_alike(elsewhere):
@@ -111,13 +115,13 @@ def test_figure6_chooses_the_tokens_that_are_least_alike(elsewhere):
             self.maps = np.stack([left, almost, 1 - left, np.flipud(np.tri(height, 4))])
 
         def times_uniform(self, layer: int) -> np.ndarray:
-            assert layer == 7
+            assert layer == 0
             return self.maps
 
     photos = [Maps(4), Maps(6)]
-    assert least_alike(photos, 7, 2) == [0, 2]
-    assert least_alike(photos, 7, 3) == [0, 2, 3]
-    assert least_alike(photos, 7, 9) == [0, 1, 2, 3]
+    assert least_alike(photos, 2) == [0, 2]
+    assert least_alike(photos, 3) == [0, 2, 3]
+    assert least_alike(photos, 9) == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("script", ["extract.py", "figure6.py", "token_numbers.py"])

@@ -136,14 +136,23 @@ def test_a_readme_without_the_place_for_the_table_is_refused(tmp_path):
         table.renewed("# vtviz\n", tmp_path)
 
 
+def test_the_shipped_models_say_what_may_be_done_with_them():
+    cards = {path.stem: checkpoints.read_card(path) for path in (CLONE / "checkpoints").glob("*.safetensors")}
+    assert DEFAULT_MODEL in cards
+    for name, card in cards.items():
+        assert card.name == name
+        assert "non-commercial" in card.licence.lower()
+        assert card.data["terms"]
+        assert card.accuracy
+
+
 # --- packaging
 
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> zipfile.ZipFile:
     """The wheel of this clone, built in a copy and without a network."""
-    setuptools = tuple(int(n) for n in importlib.metadata.version("setuptools").split(".")[:1])
-    if setuptools < (77,):
+    if int(importlib.metadata.version("setuptools").split(".")[0]) < 77:
         pytest.skip("building a wheel takes setuptools >= 77")
     copy = tmp_path_factory.mktemp("wheel")
     for path in (*CLONE.glob("*.*"), CLONE / "LICENSE"):
@@ -234,27 +243,41 @@ def test_the_checking_script_runs_the_readmes_command(tmp_path):
     assert "no longer prints" in done.stderr
 
 
-@pytest.mark.parametrize(("broken", "steps"), [("none", 5), ("pip", 1), ("pytest", 2), ("ruff", 4), ("mypy", 5)])
-def test_the_checking_script_fails_where_a_step_fails(tmp_path, broken, steps):
-    """With stand-ins for pip, pytest, ruff and mypy that write down that they were called."""
-    clone, log = tmp_path / "clone", tmp_path / "log"
+CALLS = (
+    "pip install -r requirements-dev.txt",
+    "pytest",
+    "pytest -m slow and not gpu",
+    "ruff check",
+    "ruff format --check",
+    "mypy",
+)
+
+
+@pytest.mark.parametrize(("broken", "calls"), [(None, 6), ("pip", 1), ("pytest", 2), ("ruff", 4), ("mypy", 6)])
+def test_the_checking_script_stops_where_a_step_fails(tmp_path, broken, calls):
+    """With stand-ins for Python and the tools, which note down that they were called."""
+    clone, log, python = tmp_path / "clone", tmp_path / "log", tmp_path / "python"
     (clone / ".ci").mkdir(parents=True)
     shutil.copy(CLONE / ".ci/run", clone / ".ci")
     shutil.copy(CLONE / "README.md", clone)
-    python = tmp_path / "python"
-    tools = "\n".join(
-        f'printf \'#!/bin/sh\\necho {tool} "$@" >> {log}\\nexit {int(tool == broken)}\\n\' > "$3/bin/{tool}"'
-        for tool in ("pip", "pytest", "ruff", "mypy")
-    )
-    python.write_text(
-        f'#!/bin/sh\nmkdir "$3/bin"\necho "PATH=\\"$3/bin:\\$PATH\\"" > "$3/bin/activate"\n{tools}\nchmod +x "$3"/bin/*\n'
-    )
+    lines = [
+        "#!/bin/sh",
+        'cd "$3" && mkdir bin',
+        """echo 'PATH="'$3'/bin:$PATH"' > bin/activate""",
+    ]  # python -m venv $3
+    for tool in ("pip", "pytest", "ruff", "mypy"):
+        lines += [
+            f"cat > bin/{tool} <<'END'",
+            "#!/bin/sh",
+            f'echo {tool} "$@" >> {shlex.quote(str(log))}',
+            f"exit {int(tool == broken)}",
+            "END",
+        ]
+    python.write_text("\n".join([*lines, "chmod +x bin/*", ""]))
     python.chmod(0o755)
     environment = {**os.environ, "PYTHON": str(python), "VTVIZ_CHROMIUM": "here", "TMPDIR": str(tmp_path)}
     done = subprocess.run([clone / ".ci/run"], env=environment, capture_output=True, text=True, check=False)
-    assert (done.returncode == 0) == (broken == "none"), done.stderr
-    called = log.read_text().splitlines()
-    expected = ["pip install -r requirements-dev.txt", "pytest", "pytest -m slow and not gpu", "ruff check"]
-    assert called[:4] == expected[: len(called)]
-    assert len(called) == steps + (broken == "none") - (broken in {"mypy"}) + (broken == "mypy")
-    assert ("all passed" in done.stdout) == (broken == "none")
+    assert log.read_text().splitlines() == list(CALLS[:calls]), done.stderr
+    assert done.returncode == (0 if broken is None else 1)
+    assert ("all passed" in done.stdout) == (broken is None)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["clone", "log", "python"]  # the environment is gone

@@ -27,7 +27,10 @@ class ClassList:
         return len(self.ids)
 
     def find(self, folder: str) -> list[int]:
-        """Positions of the classes that a folder may be called after: by id, else by name (any case, ``_`` for blanks)."""
+        """Positions of the classes that a folder may be called after: by id, else by name in any spelling.
+
+        Case does not matter, nor whether words are joined by blanks, ``_`` or ``-``.
+        """
         if folder in self.ids:
             return [self.ids.index(folder)]
         wanted = plain_name(folder)

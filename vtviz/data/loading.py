@@ -50,9 +50,9 @@ def parse_sizes(text: str) -> tuple[SizeStep, ...]:
     parts = [p.strip() for p in text.split(",") if p.strip()]
     for i, part in enumerate(parts):
         sides, _, until = part.partition("@")
-        low, _, high = sides.partition("-")
+        low, dash, high = sides.partition("-")
         try:
-            step = SizeStep(float(until) if until else 1.0, int(low), int(high or low))
+            step = SizeStep(float(until) if until else 1.0, int(low), int(high if dash else low))
         except ValueError:
             raise ConfigError(f"sizes: expected LOW-HIGH@FRACTION or SIZE, got {part!r}") from None
         if not 32 <= step.low <= step.high <= 1024:

@@ -16,19 +16,16 @@ import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback, TQDMProgressBar, WeightAveraging
 from lightning.pytorch.plugins.io import TorchCheckpointIO
-from PIL import Image
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from vtviz import checkpoints
 from vtviz.card import Card
 from vtviz.models.registry import model_from_config
 from vtviz.predictor import Predictor
-from vtviz.tokens import TokenMaps
+from vtviz.train.probe import animate, write_probe
 
 METRICS = "metrics.csv"
 CONFUSION = "confusion.csv"
-PROBE = "probe"
-"""Folder in a run folder: ``image.png``, and the token maps of that image after each epoch."""
 
 
 class Averaging(WeightAveraging):
@@ -117,8 +114,7 @@ class RunFolder(Callback):
     """Writes, after each epoch, everything that a run leaves behind; a resumed run replaces what it does again.
 
     ``last.safetensors`` and the ``best`` on "val" with their cards; :data:`METRICS`, one row an epoch;
-    :data:`CONFUSION` of the best weights; in :data:`PROBE` the token maps of one image, ``epoch0001.npz``: for each
-    block (tokens, h, w) float16 in × uniform, the mean of the heads.
+    :data:`CONFUSION` of the best weights; the token maps of one image, see :func:`vtviz.train.probe.write_probe`.
     """
 
     def __init__(self, folder: Path, card: Card, progress: Progress, probe: np.ndarray) -> None:
@@ -170,21 +166,14 @@ class RunFolder(Callback):
             _write_csv(
                 self.folder / CONFUSION, [["right \\ predicted", *card.class_ids], *([i, *row] for i, row in rows)]
             )
-        self._write_probe(epoch, card)
+        write_probe(self.folder, Predictor(self._snapshot, card), self.probe, epoch)
         speed = {"images_per_s": self.progress.images_per_s, "data_wait": self.progress.wait}
         self._append({"epoch": epoch, "lr": trainer.optimizers[0].param_groups[0]["lr"], **speed, **metrics})
 
-    def _write_probe(self, epoch: int, card: Card) -> None:
-        predictor = Predictor(self._snapshot, card)
-        if not predictor.strides:
-            return
-        folder = self.folder / PROBE
-        folder.mkdir(exist_ok=True)
-        if not (folder / "image.png").is_file():
-            Image.fromarray(self.probe).save(folder / "image.png")
-        maps: TokenMaps = predictor.extract(self.probe)
-        drawn = {layer.name: layer.times_uniform().mean(axis=0).astype(np.float16) for layer in maps.layers}
-        np.savez_compressed(folder / f"epoch{epoch:04d}.npz", **drawn)  # type: ignore[arg-type]
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002
+        """Make the probe's panels into an animation."""
+        if trainer.is_global_zero:
+            animate(self.folder)
 
     def _append(self, row: Mapping[str, float]) -> None:
         """Add a row to the metrics; rows of epochs that a resumed run does again are replaced."""

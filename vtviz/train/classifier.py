@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import numpy as np
@@ -20,7 +20,7 @@ from vtviz.errors import TrainingError
 from vtviz.models.resnet import Classifier
 from vtviz.models.vt_resnet import VTResNet
 from vtviz.statistics import map_statistics, summarize
-from vtviz.train.losses import coefficient_divergence, map_correlation, relative_error, soft_divergence
+from vtviz.train.losses import coefficient_divergence, map_redundancy, relative_error, soft_divergence
 from vtviz.train.recipes import Recipe
 from vtviz.train.teachers import Targets, Teacher
 
@@ -64,6 +64,14 @@ class ClassifierTraining(L.LightningModule):
         """The network that is distilled from."""
         return self._teacher[0] if self._teacher else None
 
+    def on_train_start(self) -> None:
+        """Let the recipe's rates and decays hold where a run goes on: its state would bring those it had before."""
+        scheduler: Any = self.lr_schedulers()
+        scheduler.base_lrs = [group["lr"] for group in self._parameter_groups()]
+        factor = scheduler.lr_lambdas[0](scheduler.last_epoch)
+        for group, wanted in zip(scheduler.optimizer.param_groups, self._parameter_groups(), strict=True):
+            group |= {"initial_lr": wanted["lr"], "lr": wanted["lr"] * factor, "weight_decay": wanted["weight_decay"]}
+
     def on_train_epoch_start(self) -> None:
         """Keep frozen stages in eval mode: Lightning has just put everything into training mode."""
         self._losses = {}
@@ -92,7 +100,7 @@ class ClassifierTraining(L.LightningModule):
         parts = {"label": F.cross_entropy(logits, targets, label_smoothing=recipe.label_smoothing)}
         loss = parts["label"]
         if coefficients and recipe.diversity_weight > 0:
-            parts["diversity"] = torch.stack([map_correlation(maps) for maps in coefficients]).mean()
+            parts["diversity"] = torch.stack([map_redundancy(maps) for maps in coefficients]).mean()
             loss = loss + recipe.diversity_weight * parts["diversity"]
         if self.teacher is not None:
             loss = loss + self._distil(self.teacher, self.teacher(images), features, coefficients, logits, parts)
@@ -106,7 +114,7 @@ class ClassifierTraining(L.LightningModule):
         """Stage outputs, each block's token coefficients (none for a plain ResNet), and logits (N, classes) float32."""
         features = self.model.backbone(x)
         if not isinstance(self.model, VTResNet):
-            return features, [], self.model.forward_head(features[-1]).float()
+            return features, [], self.model.forward_head(features[-1]).float()  # type: ignore[operator]
         blocks = self.model.stage(features[-1])
         coefficients = [block.tokenizer.coefficients for block in blocks]
         return features, coefficients, self.model.forward_head(blocks[-1].tokens).float()
@@ -154,8 +162,8 @@ class ClassifierTraining(L.LightningModule):
         kept = {"images": images.contiguous().cpu(), "targets": targets.contiguous().cpu()}
         safetensors.torch.save_file(kept, file)
         raise TrainingError(
-            f"the loss became {value} in epoch {self.current_epoch + 1}, batch {batch_idx + 1}; the batch is in {file}; "
-            "lower --lr, or resume with another --seed if it happened once"
+            f"the loss became {value} in epoch {self.current_epoch + 1}, batch {batch_idx + 1}, which is in {file}; "
+            "the epochs before are kept: lower --lr, and --resume goes on from there"
         )
 
     def on_validation_epoch_start(self) -> None:
@@ -188,7 +196,7 @@ class ClassifierTraining(L.LightningModule):
             self.log(f"loss/{name}", torch.stack(values).mean(), sync_dist=True)
         reduce = self.trainer.strategy.reduce
         hits = reduce(self._hits, reduce_op="sum")
-        self.confusion = reduce(self.confusion, reduce_op="sum")  # type: ignore[assignment]
+        self.confusion = cast("Tensor", reduce(self.confusion, reduce_op="sum"))
         self.log("val/top1", float(hits[0] / hits[2]), prog_bar=True)
         self.log("val/top5", float(hits[1] / hits[2]))
         for number, statistics in enumerate(self.token_statistics()):
@@ -237,7 +245,7 @@ def levels(model: Classifier) -> list[list[nn.Module]]:
     ``layer_decay`` times that of the next.
     """
     backbone = model.backbone
-    blocks = model.stage.blocks if isinstance(model, VTResNet) else []
+    blocks = list(model.stage.blocks) if isinstance(model, VTResNet) else []
     return [
         [backbone.conv1, backbone.bn1],
         *([stage] for stage in backbone.residual_stages()),

@@ -37,10 +37,18 @@ def coefficient_divergence(own: list[Tensor], target: list[Tensor]) -> Tensor:
     return torch.stack(losses).mean() if losses else own[0].new_zeros(())
 
 
-def map_correlation(coefficients: Tensor) -> Tensor:
-    """Mean squared correlation between the maps of a block's tokens: (N, heads, tokens, h, w) -> scalar in [0, 1]."""
+REDUNDANT = 0.3
+"""Correlation of two token maps from which on they count as looking at the same thing."""
+
+
+def map_redundancy(coefficients: Tensor) -> Tensor:
+    """Mean squared excess over 0.3 of the correlation between a block's token maps, (N, heads, tokens, h, w) -> scalar.
+
+    Pairs that differ enough cost nothing: pushed further apart, tokens flee to the picture's corners, where they mean
+    nothing. 0 for a single token; 0.49 for equal maps.
+    """
     maps = coefficients.mean(dim=1).flatten(2)
     directions = F.normalize(maps - maps.mean(dim=-1, keepdim=True), dim=-1)
-    square = (directions @ directions.transpose(1, 2)).square()
+    excess = (directions @ directions.transpose(1, 2) - REDUNDANT).clamp_min(0).triu(diagonal=1)
     tokens = maps.shape[1]
-    return (square.sum(dim=(1, 2)) - tokens).mean() / max(1, tokens * (tokens - 1))
+    return excess.square().sum(dim=(1, 2)).mean() / max(1, tokens * (tokens - 1) / 2)

@@ -84,9 +84,8 @@ class Recipe:
         feature_weight_end: the same at the end; linear between.
         logit_weight: weight of the KL divergence to the teacher's logits; the labels get 1 minus it.
         token_weight: weight of the KL divergence to the teacher's token coefficients A.
-        diversity_weight: weight of the mean squared correlation between the token maps of a block (heads' mean). Not
-            the paper's: dynamic tokens whose queries are alike look at the same pixels, and nothing else drives them
-            apart.
+        diversity_weight: weight of :func:`vtviz.train.losses.map_redundancy`. Not the paper's: dynamic tokens whose
+            queries are alike look at the same pixels, and nothing else drives them apart.
         temperature: of both softmaxes in the logits' KL divergence.
     """
 
@@ -172,7 +171,7 @@ _PAPER = Recipe(
     rmsprop_eps=0.001**0.5,
     weight_decay=1e-5,
     label_smoothing=0.1,  # Sec. 5.1 names it without a value: that of Szegedy et al. 2016, Sec. 7
-    crop_scale_min=0.08,  # random crops of 8 to 100 % of the area (Szegedy et al. 2015), as torchvision's reference does
+    crop_scale_min=0.08,  # random crops of 8 to 100 % of the area (Szegedy et al. 2015), torchvision's default
     sizes="224",  # the input of Tables 1 and 3
     clip=0.0,  # no clipping is mentioned
     precision="bf16-mixed",  # ours; --set precision=32-true for float32

@@ -8,8 +8,8 @@ import os
 import platform
 import sys
 import warnings
-from collections.abc import Mapping
-from contextlib import redirect_stdout
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -182,7 +182,8 @@ def train_classifier(job: TrainingJob, *, resume: bool = False) -> Path:
     train = open_folder(job.data, "train", names=names, seed=recipe.seed).limit(job.limit, recipe.seed)
     val = open_folder(job.data, "val", classes=train.classes, seed=recipe.seed)
     val = val.limit(job.val_limit or (job.limit and max(1, job.limit // 4)), recipe.seed)
-    _check_classes(out, train.classes, job.data)
+    if state.is_file():
+        _check_resumable(out, job, train.classes)
     name, model = _model(job, train.classes)
     teacher = load_teacher(job.teacher, train.classes) if job.teacher else None
     preprocessing = Preprocessing(size=recipe.eval_size)
@@ -192,32 +193,8 @@ def train_classifier(job: TrainingJob, *, resume: bool = False) -> Path:
     train_store, val_store = _decode(train, "train", memory), _decode(val, "val", memory, check=True)
     card = _card(job, name, model, train.classes, len(train_store), len(val_store), teacher)
     progress = Progress(micro * job.devices * job.nodes)
-    callbacks: list[Callback] = [RunFolder(out, card, progress, val_store[0].permute(1, 2, 0).contiguous().numpy())]
-    if recipe.ema > 0:
-        callbacks.append(Averaging(recipe.ema))
-    callbacks += [
-        ModelCheckpoint(out, filename=Path(STATE).stem, enable_version_counter=False, save_on_train_epoch_end=True),
-        progress,
-    ]
-    trainer = L.Trainer(
-        default_root_dir=out,
-        accelerator=accelerator,
-        devices=job.devices,
-        num_nodes=job.nodes,
-        max_epochs=recipe.epochs,
-        precision=recipe.precision,  # type: ignore[arg-type]
-        gradient_clip_val=recipe.clip or None,
-        accumulate_grad_batches=accumulate,
-        sync_batchnorm=accelerator == "cuda",  # takes effect with several processes
-        use_distributed_sampler=False,
-        num_sanity_val_steps=0,
-        enable_model_summary=False,
-        benchmark=accelerator == "cuda",
-        logger=TensorBoardLogger(out, name=None, version="tensorboard"),
-        callbacks=callbacks,
-        plugins=[AtomicCheckpoints()],
-        log_every_n_steps=10,
-    )
+    folder = RunFolder(out, card, progress, val_store[0].permute(1, 2, 0).contiguous().numpy())
+    trainer = _trainer(job, accelerator, accumulate, folder, progress)
     ranks = {"rank": trainer.global_rank, "world": trainer.world_size}
     plan = BatchPlan(
         len(train_store), micro, parse_sizes(recipe.sizes), epochs=recipe.epochs, seed=recipe.seed, **ranks
@@ -232,23 +209,57 @@ def train_classifier(job: TrainingJob, *, resume: bool = False) -> Path:
         model.backbone.compile()
         if isinstance(model, VTResNet):
             model.stage.compile()
-    try:
+    path = str(state) if resume and state.is_file() else None
+    with _one_line(out), redirect_stdout(sys.stderr):  # the bar
         if trainer.is_global_zero:
             _write_job(out, job, [*train_store.skipped, *val_store.skipped])
-        with redirect_stdout(sys.stderr):  # the bar
-            # weights_only=False: this run's own state, optimiser and loops and not only tensors
-            path = str(state) if resume and state.is_file() else None
-            trainer.fit(module, *loaders, ckpt_path=path, weights_only=False if path else None)
+        # weights_only=False: this run's own state, optimiser and loops and not only tensors
+        trainer.fit(module, *loaders, ckpt_path=path, weights_only=False if path else None)
+    return out
+
+
+@contextmanager
+def _one_line(out: Path) -> Iterator[None]:
+    """What a disk or a data-loading process has to say, in one line."""
+    try:
+        yield
     except OSError as error:
-        raise TrainingError(
-            f"{out}: {error.strerror or error}; what it held before is intact: --resume goes on"
-        ) from None
+        reason = error.strerror or error
+        raise TrainingError(f"{out}: {reason}; the last whole epoch is kept: --resume goes on from there") from None
     except VtvizError as error:
         if "Original Traceback" not in str(error):
             raise
-        # from a data-loading process, with its whole story
         raise type(error)(str(error).strip().splitlines()[-1].partition(": ")[2]) from None
-    return out
+
+
+def _trainer(job: TrainingJob, accelerator: str, accumulate: int, folder: RunFolder, progress: Progress) -> L.Trainer:
+    recipe, out = job.recipe, Path(job.out)
+    callbacks: list[Callback] = [folder]
+    if recipe.ema > 0:
+        callbacks.append(Averaging(recipe.ema))
+    callbacks += [
+        ModelCheckpoint(out, filename=Path(STATE).stem, enable_version_counter=False, save_on_train_epoch_end=True),
+        progress,
+    ]
+    return L.Trainer(
+        default_root_dir=out,
+        accelerator=accelerator,
+        devices=job.devices,
+        num_nodes=job.nodes,
+        max_epochs=recipe.epochs,
+        precision=recipe.precision,  # type: ignore[arg-type]
+        gradient_clip_val=recipe.clip or None,
+        accumulate_grad_batches=accumulate,
+        sync_batchnorm=accelerator == "cuda" and job.devices * job.nodes > 1,  # there is none on the CPU
+        use_distributed_sampler=False,
+        num_sanity_val_steps=0,
+        enable_model_summary=False,
+        benchmark=accelerator == "cuda",
+        logger=TensorBoardLogger(out, name=None, version="tensorboard"),
+        callbacks=callbacks,
+        plugins=[AtomicCheckpoints()],
+        log_every_n_steps=10,
+    )
 
 
 def environment() -> dict[str, Any]:
@@ -275,9 +286,7 @@ def _model(job: TrainingJob, classes: ClassList) -> tuple[str, Classifier]:
             raise TrainingError(f"{name} is not a classifier")
         return name, model
     if job.model_options or job.preset or job.weights:
-        raise ConfigError(
-            "a run that starts from a checkpoint has its configuration; leave out preset, option, weights"
-        )
+        raise ConfigError("a run that starts from a checkpoint takes its model: no --preset, --option or --weights")
     old, card = checkpoints.load(job.start)
     model = model_from_config(card.model, {**card.config, **options} if card.task == "classification" else card.config)
     if not isinstance(model, Classifier):
@@ -305,21 +314,33 @@ def _card(
         class_ids=classes.ids,
         preprocessing=Preprocessing(size=recipe.eval_size),
         data={"name": Path(job.data).resolve().name, "n_train": n_train, "n_val": n_val, "terms": job.terms},
-        recipe=asdict(recipe),
+        recipe={**asdict(recipe), **started_from(job.start)},
         teacher=teacher.name if teacher else None,
         seed=recipe.seed,
     )
 
 
-def _check_classes(out: Path, classes: ClassList, data: str) -> None:
-    """Raise DataError where a run that goes on would get other classes than it has."""
-    if not (out / STATE).is_file() or not (out / "last.json").is_file():
-        return
+def started_from(start: str | None) -> dict[str, Any]:
+    """What a card's recipe says of the run that this one went on from; nothing for a run from scratch."""
+    if start is None:
+        return {}
+    before = checkpoints.read_card(checkpoints.find(start))
+    said = {"name": before.name, "data": before.data, "recipe": before.recipe, "teacher": before.teacher}
+    return {"started_from": {**said, "epochs": before.epochs}}
+
+
+def _check_resumable(out: Path, job: TrainingJob, classes: ClassList) -> None:
+    """Raise an error where a run that goes on would get other classes or another optimiser than its state is of."""
+    recipe = read_job(out).recipe
+    for name in ("optimizer", "freeze", "layer_decay"):
+        if (was := getattr(recipe, name)) != (now := getattr(job.recipe, name)):
+            raise ConfigError(f"a resumed run cannot change its {name}: it has {was}, got {now}")
     old = checkpoints.read_card(out / "last.safetensors").class_ids
     if old != classes.ids:
         differ = sorted(set(old) ^ set(classes.ids))
         raise DataError(
-            f"the run in {out} has {len(old)} classes, {data} has {len(classes)}; they differ in {', '.join(differ[:3])}"
+            f"the run in {out} has {len(old)} classes, {job.data} has {len(classes)}; "
+            f"they differ in {', '.join(differ[:3]) or 'their order'}"
         )
 
 
@@ -338,7 +359,7 @@ def _batches(
 
 
 def _decode(images: ImageList, what: str, memory: float, *, check: bool = False) -> PixelStore:
-    quiet = rank_zero_only.rank != 0
+    quiet = getattr(rank_zero_only, "rank", 0) != 0
     with tqdm(total=len(images), desc=f"decoding {what}", unit="img", leave=False, disable=quiet) as bar:
         return PixelStore(
             images.paths,

@@ -206,7 +206,7 @@ class _BottomRightPadded(nn.Conv2d):
 
 def imagenet_classes() -> ClassList:
     """ImageNet-1k's 1000 classes in torchvision's order, by name."""
-    # two cranes and two maillots: a name alone does not say which, and torchvision has no ids
+    # a Cardigan is a dog and a cardigan is worn: a name alone does not say which, and torchvision has no ids
     return ClassList(tuple(f"imagenet:{i}" for i in range(len(_IMAGENET_CATEGORIES))), tuple(_IMAGENET_CATEGORIES))
 
 

@@ -1,0 +1,96 @@
+"""The data sets that the page may train on: those below one folder, and nothing else on the machine."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from vtviz.data.folder import IMAGE_SUFFIXES
+from vtviz.errors import ConfigError, DataError, did_you_mean
+
+DEPTH = 2
+"""How far below the root data sets are looked for."""
+
+
+class DataRoot:
+    """Image folders below ``root`` by their path below it.
+
+    Raises:
+        DataError: where ``root`` is no folder.
+    """
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root).expanduser().resolve()
+        if not self.root.is_dir():
+            raise DataError(f"no folder at {root}")
+
+    def names(self) -> list[str]:
+        """What can be chosen, sorted; "." where the root is a data set itself."""
+        return sorted(path.relative_to(self.root).as_posix() for path in self._find(self.root, DEPTH))
+
+    def path(self, name: str) -> Path:
+        """The folder of a data set, as chosen in a browser.
+
+        Raises:
+            ConfigError: for a name that is not offered.
+            DataError: where something in it is a link to outside of the root.
+        """
+        names = self.names()
+        if name not in names:
+            raise ConfigError(f"there is no data set {str(name)[:80]!r}{did_you_mean(str(name), names)}")
+        folder = (self.root / name).resolve()
+        for link in _links(folder):
+            if not self._holds(link):
+                raise DataError(f"{link.relative_to(self.root)} is a link to outside of the data root")
+        return folder
+
+    def _find(self, folder: Path, depth: int) -> Iterator[Path]:
+        if is_data_set(folder):
+            yield folder
+        elif depth > 0:
+            for child in _subfolders(folder):
+                if self._holds(child):
+                    yield from self._find(child, depth - 1)
+
+    def _holds(self, path: Path) -> bool:
+        """Whether a path, all links followed, lies below the root."""
+        return path.resolve().is_relative_to(self.root)
+
+
+def is_data_set(folder: Path) -> bool:
+    """Whether a folder looks like ``train/CLASS/*`` or ``CLASS/*``, two classes at least, without listing them all."""
+    top = folder / "train" if (folder / "train").is_dir() else folder
+    if (top / "masks").is_dir():
+        return False  # for segmentation
+    classes = 0
+    for child in _subfolders(top):
+        classes += _has_image(child)
+        if classes == 2:
+            return True
+    return False
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    try:
+        return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    except OSError:  # not ours to read
+        return []
+
+
+def _has_image(folder: Path) -> bool:
+    try:
+        with os.scandir(folder) as entries:
+            return any(os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES for entry in entries)  # noqa: PTH122 - a Path for each of 1300 files takes longer
+    except OSError:
+        return False
+
+
+def _links(folder: Path) -> Iterator[Path]:
+    """Every symbolic link in a folder; the folders that links lead to are not entered."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_symlink():
+                yield Path(entry.path)
+            elif entry.is_dir(follow_symlinks=False):
+                yield from _links(Path(entry.path))

@@ -1,0 +1,362 @@
+"""The tab Train: what it lets a browser do, and a run started, watched, cancelled and resumed in one."""
+
+import json
+import os
+import re
+import shutil
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from app.__main__ import is_loopback
+from app.datasets import DataRoot, is_data_set
+from app.page import build_page, launch_options
+from app.shelf import Shelf
+from app.status import describe_cost, describe_job, describe_log, draw_curves, list_jobs, say_seconds
+from app.train import Train, buttons
+from vtviz.errors import ConfigError, DataError
+from vtviz.train.jobs import REQUEST, STATUS, Job
+from vtviz.train.recipes import RECIPES, make_recipe
+from vtviz.train.watch import Cost, Progress
+
+FORM = ("colours", "new:resnet18", "small", 3, 4, "32", 0.001)
+SCRIPT = "<script>alert(1)</script>"
+
+
+def write_pictures(folder: Path, count: int) -> None:
+    folder.mkdir(parents=True)
+    random = np.random.default_rng(len(folder.name))
+    for i in range(count):
+        Image.fromarray(random.integers(0, 255, (40, 40, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    """A data root: a set with splits, one without, one for segmentation, links, and pictures that are no set."""
+    top = tmp_path_factory.mktemp("page")
+    root = top / "data"
+    for name in ("red", "blue"):
+        write_pictures(root / "colours" / "train" / name, 6)
+        write_pictures(root / "colours" / "val" / name, 2)
+        write_pictures(root / "group" / "flat" / name, 2)
+        write_pictures(root / "group" / "too" / "deep" / name, 1)
+        write_pictures(top / "secret" / name, 1)
+        write_pictures(root / "linking" / name, 1)
+    write_pictures(root / "masks" / "train" / "images", 1)
+    write_pictures(root / "masks" / "train" / "masks", 1)
+    write_pictures(root / "loose", 2)
+    write_pictures(root / ".hidden" / "a", 1)
+    (root / "escape").symlink_to(top / "secret")
+    (root / "inner").symlink_to(root / "group" / "flat")
+    (root / "linking" / "red" / "x.png").symlink_to(top / "secret" / "red" / "0.png")
+    return root
+
+
+@pytest.fixture
+def train(models, data, tmp_path) -> Train:
+    made = Train(Shelf("own", device="cpu"), tmp_path / "runs", DataRoot(data))
+    yield made
+    for job in made.jobs.all():
+        if job.active:
+            os.killpg(json.loads((job.folder / REQUEST).read_text())["pid"], signal.SIGKILL)
+
+
+@pytest.fixture
+def ended(train, models):
+    """Makes a run that has ended, with weights."""
+
+    def make(name: str, number: int = 1, **status: object) -> Path:
+        folder = train.jobs.root / name
+        folder.mkdir(parents=True)
+        training, _ = train.request(*FORM)
+        request = {"number": number, "pid": 1, "born": "never", "training": training}
+        (folder / REQUEST).write_text(json.dumps(request))
+        (folder / STATUS).write_text(json.dumps({"state": "done", "started": 10.0, "ended": 100.0, **status}))
+        for suffix in (".safetensors", ".json"):
+            shutil.copy(models / f"own{suffix}", folder / f"best{suffix}")
+        return folder
+
+    return make
+
+
+# --- data sets
+
+
+def test_data_sets_are_found_below_the_root_and_nowhere_else(data):
+    assert DataRoot(data).names() == ["colours", "group/flat", "inner", "linking"]
+    assert DataRoot(data / "colours").names() == ["."]
+    assert DataRoot(data / "loose").names() == []
+    assert not is_data_set(data / "masks")
+
+
+@pytest.mark.parametrize(
+    "name", ["../secret", "escape", "/etc", "", ".", "colours/../../secret", "loose", None, "colours/train", 3]
+)
+def test_what_is_not_offered_is_refused(data, name):
+    with pytest.raises(ConfigError, match="there is no data set"):
+        DataRoot(data).path(name)
+
+
+def test_a_set_with_a_link_to_outside_is_refused_and_one_that_is_a_link_within_is_not(data):
+    with pytest.raises(DataError, match=r"^linking/red/x\.png is a link to outside of the data root$"):
+        DataRoot(data).path("linking")
+    assert DataRoot(data).path("inner") == (data / "group" / "flat").resolve()
+
+
+def test_a_root_that_is_not_there_is_told_at_once(tmp_path):
+    with pytest.raises(DataError, match="no folder at"):
+        DataRoot(tmp_path / "nowhere")
+
+
+# --- the form
+
+
+def test_the_form_becomes_a_job(train, data, models):
+    training, recipe = train.request(*FORM)
+    assert training["data"] == str(data / "colours")
+    assert training["model"] == "resnet18"
+    assert training["recipe"]["epochs"] == recipe.epochs == 3
+    assert recipe == make_recipe("small", epochs=3, batch_size=4, sizes="32", lr=0.001)
+    training, _ = train.request("group/flat", "from:plain", "finetune", 1.0, 2, "64-96@0.5,128", 1)
+    assert training["start"] == "plain"
+    assert "model" not in training
+    assert training["recipe"]["freeze"] == RECIPES["finetune"].freeze
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "line"),
+    [
+        (0, "../secret", "there is no data set"),
+        (1, "from:/etc/passwd", "this page has no model"),
+        (1, "new:vt_fpn_resnet18", "training cannot start from"),
+        (1, SCRIPT, "training cannot start from &#x27;&lt;script&gt;"),
+        (2, "smal", "did you mean &#x27;small&#x27;"),
+        (3, 0, "epochs must be at least 1"),
+        (3, 1.5, "must be whole numbers"),
+        (3, None, "must be whole numbers"),
+        (3, float("inf"), "must be whole numbers"),
+        (4, "many", "must be whole numbers"),
+        (5, SCRIPT, "expected LOW-HIGH@FRACTION or SIZE"),
+        (5, "7", "within 32 and 1024"),
+        (6, -1, "lr must be positive"),
+        (6, None, "must be a number"),
+    ],
+)
+def test_a_wrong_field_is_one_escaped_line(train, place, value, line):
+    form = [*FORM]
+    form[place] = value
+    for answer in (train.cost(*form)[1], train.start("x", *form)[1]):
+        assert line in answer
+        assert "<script>" not in answer
+        assert answer.count("\n") == 0
+    assert not train.jobs.all()
+
+
+def test_the_cost_is_told_before_the_start(train):
+    words, problem = train.cost(*FORM)
+    assert problem == ""
+    assert "12 photos of 2 classes, 4 to validate on" in words
+    assert "3 epochs, 9 steps of 4" in words
+    assert "About" not in words
+    assert "<b>About 3 h 20 min</b>" in describe_cost(Cost(1, 1, 1, 1), RECIPES["small"], 12_000)
+
+
+def test_errors_do_not_tell_where_things_lie(train, data):
+    answer = train.start("../up", *FORM)[1]
+    assert "a name has 1 to 64 letters" in answer
+    broken = train.plain(DataError(f"{data / 'colours'} has no class folders"))
+    assert broken == "colours has no class folders"
+
+
+def test_recipes_fill_their_fields_and_names_are_free(train, ended, data):
+    assert train.fill("finetune") == (10, 64, "160-224", 3e-4)
+    assert train.fill("nonsense") == train.fill("small")
+    assert train.free_name(data / "colours") == "colours"
+    ended("colours")
+    assert train.free_name(data / "colours") == "colours-2"
+    assert re.fullmatch("[A-Za-z0-9][A-Za-z0-9_-]*", train.free_name(Path("/x/ä ö.b")))
+    assert train.free_name(Path("/x/…")) == "run"
+
+
+# --- the list, the models
+
+
+def test_finished_runs_are_on_the_shelf_as_long_as_they_are_there(train, ended):
+    before = train.shelf.names
+    ended("mine")
+    (ended("half", 2) / "best.safetensors").unlink()
+    assert train.offer() == [*before, "runs/mine"]
+    assert train.shelf.get("runs/mine").card.name == "own"
+    assert ("runs/mine, fine-tuned", "from:runs/mine") in train.starts()
+    assert train.request("colours", "from:runs/mine", *FORM[2:])[0]["start"] == str(train.jobs.root / "mine")
+    first = train.shelf.get("runs/mine")
+    assert train.shelf.get("runs/mine") is first
+    assert train.delete("mine") == ""
+    assert train.offer() == before
+    with pytest.raises(ConfigError, match="this page has no model"):
+        train.shelf.get("runs/mine")
+
+
+def test_acts_that_cannot_be_are_told(train, ended):
+    ended("mine")
+    assert "nothing to cancel" in train.cancel("mine")
+    assert "nothing to resume" in train.resume("mine")
+    assert "there is no job" in train.delete("other")
+    assert "a name has 1 to 64 letters" in train.delete(SCRIPT)
+    assert "a name has" in train.cancel(None)
+
+
+def test_only_what_changed_is_sent(train, ended):
+    assert train.look(None, None)[0] == '<p class="vtx-cost">No runs yet.</p>'
+    ended("old")
+    ended("new", 2, state="failed", error=SCRIPT)
+    listed, heading, _, _, *acts, chosen, seen = train.look(None, None)
+    assert chosen == "new"
+    assert [act.visible for act in acts] == [False, True, True]
+    assert listed.index('data-job="new"') < listed.index('data-job="old"')
+    assert SCRIPT not in heading
+    assert "&lt;script&gt;" in heading
+    again = train.look(chosen, seen)
+    assert again[-1] == seen
+    assert all(update == {"__type__": "update"} for update in again[:7])
+    other = train.look("old", seen)
+    assert other[-2] == "old"
+    assert "done" in other[1]
+
+
+def job(state: str, **fields: object) -> Job:
+    training = {"data": "/x/flowers", "model": "vt_resnet18", "recipe": {"epochs": 10}}
+    return Job("a", Path("/r/a"), 3, training, state, **fields)
+
+
+def test_a_job_is_told_in_one_line():
+    progress = Progress(2.5, "1 day, 1:00:00", ((2.5, 1.0),), ({"epoch": 1.0, "val/top1": 0.25},))
+    text = describe_job(job("running", started=1.0), progress, [])
+    for part in ("vt_resnet18 on flowers", "epoch 3 of 10", "about 25 h 0 min left", "best top-1 25.0%", "width:25.0%"):
+        assert part in text
+    waiting = describe_job(job("queued"), Progress(0, "", (), ()), [job("running"), job("queued")])
+    assert "0 before it" in waiting
+    assert "stopping" in list_jobs([job("running", stopping=True)], None)
+    assert [b.visible for b in buttons(job("running"))] == [True, False, False]
+    assert buttons(job("running", stopping=True))[0].value == "Stop at once"
+    assert describe_job(None, progress, []) == ""
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(4.4, "4 s"), (100, "2 min"), (3599, "60 min"), (12_000, "3 h 20 min"), (200_000, "2 days 7 h")],
+)
+def test_durations_are_said_as_people_say_them(seconds, words):
+    assert say_seconds(seconds) == words
+
+
+def test_curves_hold_the_metrics():
+    rows = tuple({"epoch": float(i), "loss/train": 1 / i, "val/top1": i / 5, "val/top5": 0.9} for i in (1, 2, 3))
+    figure = draw_curves(Progress(3.0, "", tuple((i / 1000, 1.0) for i in range(3000)), rows))
+    by_name = {trace.name: trace for trace in figure.data}
+    assert list(by_name["top-1"].y) == [0.2, 0.4, 0.6]
+    assert list(by_name["loss"].x) == [1, 2, 3]
+    assert len(by_name["step"].x) <= 500
+    assert "top-5" in by_name
+    assert len(draw_curves(Progress(0.0, "", (), ())).data) == 3
+
+
+def test_a_log_is_text():
+    assert SCRIPT not in describe_log([SCRIPT])
+    assert describe_log([]) == ""
+
+
+# --- who may
+
+
+@pytest.mark.parametrize(
+    ("host", "alone"),
+    [("127.0.0.1", True), ("127.8.8.8", True), ("::1", True), ("localhost", True), ("0.0.0.0", False), ("", False)],
+)
+def test_only_loopback_is_this_machine_alone(host, alone):
+    assert is_loopback(host) is alone
+
+
+def test_where_it_is_not_allowed_nothing_can_be_called(models, data, tmp_path):
+    shelf = Shelf("own", device="cpu")
+    names = {fn.name for fn in build_page(shelf, Train(shelf, tmp_path, DataRoot(data), allowed=False)).fns.values()}
+    assert not names & {"start", "cancel", "resume", "delete", "look", "trial"}
+    page = build_page(shelf, Train(shelf, tmp_path))
+    assert not {fn.name for fn in page.fns.values()} & {"start", "trial"}
+    assert "--data-root DIR" in str(page.get_config_file())
+    page = build_page(shelf, Train(shelf, tmp_path, DataRoot(data)))
+    assert {fn.name for fn in page.fns.values()} >= {"start", "cancel", "resume", "delete", "look", "trial"}
+    assert not [fn for fn in page.fns.values() if fn.api_visibility == "public" and fn.api_name != "extract"]
+
+
+# --- in a browser
+
+
+@pytest.mark.browser
+def test_a_run_is_started_watched_cancelled_resumed_and_deleted(browser, train, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    served = build_page(train.shelf, train)
+    _, url, _ = served.launch(
+        prevent_thread_lock=True, **launch_options() | {"server_name": "127.0.0.1", "server_port": None, "quiet": True}
+    )
+    context = browser.new_context(viewport={"width": 1280, "height": 900})
+    page = context.new_page()
+    faults, hosts = [], set()
+    page.on("pageerror", lambda error: faults.append(str(error)))
+    page.on("console", lambda entry: faults.append(entry.text) if entry.type == "error" else None)
+    page.on("request", lambda request: hosts.add(re.match(r"\w+:(//[^:/]+)?", request.url)[0]))
+    page.set_default_timeout(60_000)
+    heading, state = page.locator(".vtx-job p").first, page.locator(".vtx-jobs .vtx-state")
+
+    def press(name: str) -> None:
+        page.get_by_role("button", name=name, exact=True).click()
+
+    page.goto(url)
+    page.get_by_role("tab", name="Train").click()
+    page.get_by_text("12 photos of 2 classes").wait_for()
+    page.get_by_label("Model").last.click()
+    page.get_by_role("option", name="resnet18, from scratch", exact=True).click()
+    page.get_by_label("Crop size").fill("32")
+    page.get_by_label("Batch size").fill("4")
+    page.get_by_label("Epochs").fill("200")
+    page.get_by_label("Name").fill("first")
+    page.get_by_text("200 epochs, 600 steps of 4").wait_for()
+    press("Start")
+    page.locator("#train-curves .js-plotly-plot .scatterlayer").first.wait_for()
+    page.get_by_text(re.compile("epoch [2-9] of 200 .* left .* best top-1")).wait_for()
+    assert state.inner_text() == "running"
+    page.reload()  # the page forgets; the job does not
+    page.get_by_role("tab", name="Train").click()
+    page.get_by_text(re.compile(r"running · resnet18 on colours")).wait_for()
+    press("Cancel")
+    page.get_by_text(re.compile(r"cancelled · resnet18 on colours")).wait_for()
+    done = len((train.jobs.root / "first" / "metrics.csv").read_text().splitlines()) - 1
+    assert done >= 1
+
+    file = train.jobs.root / "first" / REQUEST  # leave one epoch to do
+    request = json.loads(file.read_text())
+    request["training"]["recipe"]["epochs"] = done + 1
+    file.write_text(json.dumps(request))
+    press("Resume")
+    page.get_by_text(re.compile(r"done · resnet18 on colours")).wait_for()
+    page.get_by_role("tab", name="Explore").click()
+    page.get_by_label("Model").first.click()
+    page.get_by_role("option", name="runs/first", exact=True).click()
+    page.locator(".vtx-plain").wait_for()  # a ResNet has no tokens
+    page.get_by_role("tab", name="Train").click()
+    press("Delete …")
+    page.get_by_text("Delete first, its weights and everything else in its folder?").wait_for()
+    press("Keep")
+    assert (train.jobs.root / "first").is_dir()
+    press("Delete …")
+    press("Delete for good")
+    page.get_by_text("No runs yet.").wait_for()
+    assert not (train.jobs.root / "first").exists()
+    assert heading.count() == 0
+    assert faults == []
+    assert hosts <= {"http://127.0.0.1", "data:", "blob:"}
+    context.close()
+    served.close(verbose=False)

@@ -1,0 +1,81 @@
+"""A killed run goes on as if nothing had happened, and two processes are as good as one."""
+
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from vtviz.train.callbacks import read_metrics
+from vtviz.train.run import STATE, train_classifier
+
+NOISE = ("--set", "mixup=0.2", "--set", "dropout=0.1", "--set", "drop_path=0.1")
+
+
+def start(*arguments) -> subprocess.Popen:
+    command = [sys.executable, "-m", "vtviz", "train", *map(str, arguments)]
+    quiet = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}, **quiet)
+
+
+def finish(process: subprocess.Popen) -> str:
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    return output
+
+
+def test_a_run_killed_in_the_middle_of_an_epoch_ends_with_the_same_weights(balls, tiny_job, tmp_path, quick):
+    options = {"mixup": 0.2, "dropout": 0.1, "drop_path": 0.1, "lr": 2e-3, "epochs": 4}
+    whole = train_classifier(tiny_job("whole", recipe=options))
+    killed = tmp_path / "killed"
+    process = start("--data", balls, "--out", killed, *quick, *NOISE, "--epochs", 4, "--lr", 2e-3)
+    deadline = time.monotonic() + 120
+    while not (killed / STATE).is_file():
+        assert process.poll() is None, process.stdout.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    time.sleep(0.1)  # into the next epoch
+    process.kill()
+    process.wait()
+    done = len(read_metrics(killed))
+    assert 1 <= done < 4  # it was still at it
+    train_classifier(tiny_job("killed", recipe=options), resume=True)
+
+    for name in ("last.safetensors", "best.safetensors"):
+        ours, theirs = load_file(killed / name), load_file(whole / name)
+        assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    ours, theirs = (torch.load(run / STATE, weights_only=False) for run in (killed, whole))
+    for kind in ("state_dict", "current_model_state"):  # float32: the averages and the weights themselves
+        assert all(torch.equal(ours[kind][key], theirs[kind][key]) for key in theirs[kind])
+    same = [{k: v for k, v in row.items() if k not in {"images_per_s", "data_wait"}} for row in read_metrics(whole)]
+    rows = [{k: v for k, v in row.items() if k not in {"images_per_s", "data_wait"}} for row in read_metrics(killed)]
+    assert rows == same
+
+
+def test_a_run_killed_before_its_first_epoch_ends_starts_again(tiny_job):
+    job = tiny_job(recipe={"epochs": 1})
+    run = train_classifier(job)
+    for file in (run / STATE, run / "last.safetensors", run / "best.safetensors"):
+        file.unlink()
+    assert len(read_metrics(train_classifier(job, resume=True))) == 1
+
+
+def test_two_processes_do_what_one_does_that_accumulates(balls, tiny_job, tmp_path, quick):
+    # the running statistics of batch norm are each process's own, so validation is not compared
+    recipe = {"ema": 0.0, "epochs": 2, "mixup": 0.2, "dropout": 0.1, "drop_path": 0.1}
+    one = train_classifier(tiny_job("one", micro_batch=4, recipe=recipe))
+    two = tmp_path / "two"
+    finish(
+        start(
+            "--data", balls, "--out", two, *quick, *NOISE, "--epochs", 2, "--lr", 1e-3, "--devices", 2, "--set", "ema=0"
+        )
+    )
+    ours, theirs = (torch.load(run / STATE, weights_only=False)["state_dict"] for run in (two, one))
+    weights = [k for k in theirs if "running" not in k and "num_batches" not in k]
+    assert max(float((ours[k] - theirs[k]).abs().max()) for k in weights) < 1e-4
+    for mine, other in zip(read_metrics(two), read_metrics(one), strict=True):
+        assert mine["loss/train"] == pytest.approx(other["loss/train"], rel=1e-3)
+        assert mine["lr"] == other["lr"]

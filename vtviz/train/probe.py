@@ -1,0 +1,77 @@
+"""The token maps of one image after each epoch of a run: one can watch the tokens form."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from vtviz import render
+from vtviz.predictor import Predictor
+from vtviz.tokens import TokenMaps
+
+PROBE = "probe"
+"""Folder in a run folder."""
+ANIMATION = "tokens.webp"
+SCALE = (0.0, 8.0)
+"""Ends of the colours in × uniform: the same in every epoch, or growing peaks would not be seen to grow."""
+CELL = 96
+"""Longer side of a map in a panel, in pixels."""
+SECONDS = 8.0
+"""Length of the animation, unless that made an epoch shorter than 0.05 s or longer than 0.5 s."""
+
+
+def write_probe(run: Path, predictor: Predictor, image: np.ndarray, epoch: int) -> None:
+    """Write what a model's tokens look at after an epoch, below ``run/probe``.
+
+    ``image.png``, once; ``epoch0001.npz``: for each block (tokens, h, w) float16 in × uniform, the heads' mean; and
+    ``epoch0001.png``, the same as a panel. Nothing for a model without tokens.
+
+    Args:
+        run: the run folder.
+        predictor: with the weights of that epoch.
+        image: (H, W, 3) uint8, the same in every epoch.
+        epoch: from 1.
+
+    Raises:
+        OSError: where the disk refuses.
+    """
+    if not predictor.strides:
+        return
+    folder = run / PROBE
+    folder.mkdir(exist_ok=True)
+    if not (folder / "image.png").is_file():
+        _write_image(folder / "image.png", image)
+    maps: TokenMaps = predictor.extract(image)
+    arrays: dict[str, Any] = {layer.name: layer.times_uniform().astype(np.float16) for layer in maps.layers}
+    temporary = folder / ".writing.npz"  # whoever reads the folder meanwhile sees whole files only
+    np.savez_compressed(temporary, **arrays)
+    temporary.replace(folder / f"epoch{epoch:04d}.npz")
+    _write_image(folder / f"epoch{epoch:04d}.png", render.grid(maps, cell=CELL, scale=SCALE))
+
+
+def animate(run: str | Path) -> Path | None:
+    """Make the run's panels, one an epoch, into an animation.
+
+    Returns:
+        The WebP file ``run/probe/tokens.webp``; None where the run has no panels.
+    """
+    folder = Path(run) / PROBE
+    frames = [Image.open(file) for file in sorted(folder.glob("epoch*.png"))]
+    if not frames:
+        return None
+    each = round(1000 * min(0.5, max(0.05, SECONDS / len(frames))))
+    durations = [each] * (len(frames) - 1) + [4 * each]  # rest on the last
+    temporary = folder / f".{ANIMATION}"
+    frames[0].save(
+        temporary, "webp", save_all=True, append_images=frames[1:], duration=durations, loop=0, quality=80, method=2
+    )
+    return temporary.replace(folder / ANIMATION)
+
+
+def _write_image(path: Path, image: np.ndarray) -> None:
+    temporary = path.with_name(f".{path.name}")
+    Image.fromarray(image).save(temporary, "png")
+    temporary.replace(path)
