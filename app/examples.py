@@ -1,4 +1,4 @@
-"""Example photos with a clear licence (``photos/LICENCES.txt``), here so that the page opens with something explained."""
+"""Example photos with a clear licence (``photos/LICENCES.txt``): the page opens with one of them explained."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from plotly.subplots import make_subplots
 
 from vtviz.train.jobs import Job
 from vtviz.train.recipes import Recipe
-from vtviz.train.watch import Cost, Progress
+from vtviz.train.watch import TRIAL_STEPS, Cost, Progress
 
 BLUE, ORANGE, GREY = "#3b82f6", "#f59e0b", "#8b8b95"
 GRID = "rgba(139, 139, 149, 0.25)"
@@ -36,7 +36,11 @@ def describe_cost(cost: Cost, recipe: Recipe, seconds: float | None = None) -> s
     """What a run takes, in a line or two."""
     classes = f"{cost.train:,} photos of {cost.classes} classes, {cost.val:,} to validate on"
     work = f"{recipe.epochs} epochs, {cost.steps:,} steps of {min(recipe.batch_size, cost.train)}"
-    took = "" if seconds is None else f"<br><b>About {say_seconds(seconds)}</b> on this machine, by 20 steps of it"
+    took = (
+        ""
+        if seconds is None
+        else f"<br><b>About {say_seconds(seconds)}</b> on this machine, by a trial of {TRIAL_STEPS} steps"
+    )
     return f'<p class="vtx-cost">{classes}<br>{work}{took}</p>'
 
 
@@ -63,7 +67,8 @@ def describe_job(job: Job | None, progress: Progress, jobs: Sequence[Job]) -> st
         facts.append(f"{sum(other.active and other.number < job.number for other in jobs)} before it")
     elif job.started:
         facts.append(f"epoch {min(int(done) + 1, recipe['epochs'])} of {recipe['epochs']}" if job.active else "")
-        facts.append(say_seconds((job.ended or time.time()) - job.started))
+        took = say_seconds((job.ended or time.time()) - job.started)
+        facts.append(f"{took} so far" if job.active else f"took {took}")
     if job.state == "running" and (left := _seconds(progress.left)) is not None:
         facts.append(f"about {say_seconds(left)} left")
     if progress.rows:
@@ -81,11 +86,9 @@ def describe_job(job: Job | None, progress: Progress, jobs: Sequence[Job]) -> st
 
 
 def describe_log(lines: Sequence[str]) -> str:
-    """The last lines of a log, folded."""
-    if not lines:
-        return ""
-    text = "\n".join(escape(line) for line in lines)
-    return f'<details class="vtx-log"><summary>Log</summary><pre tabindex="0">{text}</pre></details>'
+    """The last lines of a log."""
+    text = "\n".join(escape(line) for line in lines) or "Nothing yet."
+    return f'<pre class="vtx-log" tabindex="0">{text}</pre>'
 
 
 def draw_curves(progress: Progress) -> go.Figure:
@@ -118,7 +121,7 @@ def draw_curves(progress: Progress) -> go.Figure:
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
         font={"color": GREY, "size": 12},
-        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0, "entrywidth": 36},
+        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
         hovermode="x unified",
         hoverlabel={"font": {"color": "#18181b"}, "bgcolor": "#ffffff"},
         uirevision="keep",  # zoom and hidden curves stay when points are added

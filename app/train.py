@@ -116,7 +116,7 @@ class Train:
         """Start or queue a job: the job to show, a message, and the name field empty again."""
         try:
             training, _ = self.request(*form)
-            job = self.jobs.start(name.strip() or self.free_name(Path(training["data"])), training)
+            job = self.jobs.start(str(name or "").strip() or self.free_name(Path(training["data"])), training)
         except VtvizError as error:
             return gr.skip(), message(self.plain(error)), gr.skip()
         return job.name, "", ""
@@ -225,11 +225,11 @@ class Train:
         start = gr.Dropdown(self.starts(), value=f"{SCRATCH}vt_resnet18", label="Model", elem_id="train-start")
         recipe = gr.Dropdown(list(RECIPES), value=RECIPE, label="Recipe", elem_id="train-recipe", filterable=False)
         with gr.Row(elem_classes="vtx-pair"):
-            epochs = gr.Number(defaults[0], label="Epochs", precision=0, minimum=1, min_width=80)
-            batch = gr.Number(defaults[1], label="Batch size", precision=0, minimum=1, min_width=80)
+            epochs = gr.Number(defaults[0], label="Epochs", min_width=80)
+            batch = gr.Number(defaults[1], label="Batch size", min_width=80)
         with gr.Row(elem_classes="vtx-pair"):
             sizes = gr.Textbox(defaults[2], label="Crop size, px", max_lines=1, min_width=80)
-            rate = gr.Number(defaults[3], label="Learning rate", minimum=0, step=1e-4, min_width=80)
+            rate = gr.Number(defaults[3], label="Learning rate", step=1e-4, min_width=80)
         name = gr.Textbox(label="Name", placeholder="by the data set", max_lines=1, max_length=64, elem_id="train-name")
         cost = gr.HTML(elem_id="train-cost", apply_default_css=False)
         note = gr.HTML(elem_id="train-message", apply_default_css=False)
@@ -238,7 +238,8 @@ class Train:
             go = gr.Button("Start", variant="primary", elem_id="train-go", min_width=80)
         started = gr.State(None)
         form = [data, start, recipe, epochs, batch, sizes, rate]
-        quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+        # preprocess=False: what is wrong is told by request(), in a line, and not by Gradio beside it
+        quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "preprocess": False}
         filled = recipe.input(self.fill, [recipe], form[3:], **quiet)
         filled.then(self.cost, form, [cost, note], **quiet)
         for control in (data, start, epochs, batch, sizes, rate):
@@ -264,19 +265,20 @@ class Train:
             cancel = gr.Button("Cancel", size="sm", visible=False, min_width=90)
             resume = gr.Button("Resume", size="sm", visible=False, min_width=90)
             delete = gr.Button("Delete …", size="sm", visible=False, min_width=90)
-        with gr.Group(visible=False, elem_id="train-sure") as sure:
+        with gr.Column(visible=False, elem_id="train-sure") as sure:
             question = gr.HTML(apply_default_css=False)
             with gr.Row():
                 yes = gr.Button("Delete for good", variant="stop", size="sm", min_width=120)
                 no = gr.Button("Keep", size="sm", min_width=90)
         note = gr.HTML(elem_id="train-jobs-message", apply_default_css=False)
         curves = gr.Plot(visible=False, show_label=False, container=False, elem_id="train-curves")
-        log = gr.HTML(elem_id="train-log", apply_default_css=False)
+        with gr.Accordion("Log", open=False, elem_id="train-log"):
+            log = gr.HTML(apply_default_css=False)
 
         quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
         view = [listed, heading, curves, log, cancel, resume, delete, chosen, seen]
         look: dict[str, Any] = {"fn": self.look, "inputs": [chosen, seen], "outputs": view, **quiet}
-        closed = {"fn": lambda: gr.Group(visible=False), "inputs": None, "outputs": [sure], "queue": False, **quiet}
+        closed = {"fn": lambda: gr.Column(visible=False), "inputs": None, "outputs": [sure], "queue": False, **quiet}
         timer.tick(**look)
         tab.select(lambda: gr.Timer(active=True), None, [timer], queue=False, **quiet).then(**look)
         for other in others:
@@ -297,7 +299,7 @@ def picked(event: gr.EventData) -> tuple[str, str]:
 def ask(name: str | None) -> tuple[str, Any]:
     """The question before a job is deleted."""
     text = f"Delete <b>{escape(str(name))}</b>, its weights and everything else in its folder?"
-    return f'<p class="vtx-question">{text}</p>', gr.Group(visible=True)
+    return f'<p class="vtx-question">{text}</p>', gr.Column(visible=True)
 
 
 def buttons(job: Job | None) -> list[Any]:

@@ -9,6 +9,10 @@ import difflib
 from collections.abc import Iterable
 
 
+MOST_CHOICES = 16
+"""Names that an error line lists before it says "and more"."""
+
+
 class VtvizError(Exception):
     """Base of every error that a user's input can cause."""
 
@@ -34,9 +38,12 @@ class TrainingError(VtvizError, RuntimeError):
 
 
 def did_you_mean(value: str, choices: Iterable[str]) -> str:
-    """Return ``"; did you mean 'x'?"`` for a near miss, else the choices themselves, for the end of an error line."""
+    """Return ``"; did you mean 'x'?"`` for a near miss, else the first choices, for the end of an error line."""
     options = sorted(choices)
     close = difflib.get_close_matches(value, options, n=1)
     if close:
         return f"; did you mean {close[0]!r}?"
-    return f"; choose from {', '.join(options)}" if options else ""
+    if not options:
+        return ""
+    more = f" and {len(options) - MOST_CHOICES} more" if len(options) > MOST_CHOICES else ""
+    return f"; choose from {', '.join(options[:MOST_CHOICES])}{more}"

@@ -20,9 +20,9 @@ def test_examples_are_photos_with_a_licence():
 
 def test_every_photo_is_credited():
     folder = Path(app.__file__).parent / "photos"
-    credits = (folder / "LICENCES.txt").read_text(encoding="utf-8")
+    text = (folder / "LICENCES.txt").read_text(encoding="utf-8")
     for photo in folder.glob("*.jpg"):
-        assert f"{photo.name} " in credits
+        assert f"{photo.name} " in text
         assert photo.stem in examples.load_examples()
 
 

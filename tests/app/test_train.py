@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from app.__main__ import is_loopback
+from app.__main__ import is_loopback, main
 from app.datasets import DataRoot, is_data_set
 from app.page import build_page, launch_options
 from app.shelf import Shelf
@@ -109,6 +109,11 @@ def test_a_set_with_a_link_to_outside_is_refused_and_one_that_is_a_link_within_i
 def test_a_root_that_is_not_there_is_told_at_once(tmp_path):
     with pytest.raises(DataError, match="no folder at"):
         DataRoot(tmp_path / "nowhere")
+
+
+def test_a_wrong_option_stops_the_start(models, capsys):
+    assert main(["--model", "own", "--device", "cpu", "--data-root", "/nowhere/data"]) == 2
+    assert capsys.readouterr().err == "error: no folder at /nowhere/data\n"
 
 
 # --- the form
@@ -266,7 +271,7 @@ def test_curves_hold_the_metrics():
 
 def test_a_log_is_text():
     assert SCRIPT not in describe_log([SCRIPT])
-    assert describe_log([]) == ""
+    assert "Nothing yet." in describe_log([])
 
 
 # --- who may

@@ -17,6 +17,7 @@ from vtviz.errors import ConfigError, TrainingError
 from vtviz.train.jobs import LOG, Jobs
 from vtviz.train.recipes import Recipe, recipe_from_dict
 
+METRICS = "metrics.csv"
 TRIAL_STEPS = 20
 TRIAL_SECONDS = 600
 """A trial that takes longer is given up."""
@@ -57,7 +58,7 @@ def read_progress(folder: Path) -> Progress:
             while losses and losses[-1][0] >= epochs:  # a resumed run does an epoch again
                 losses.pop()
             losses.append((epochs, float(found[1])))
-    return Progress(epochs, left, tuple(losses), tuple(_read_metrics(folder / "metrics.csv")))
+    return Progress(epochs, left, tuple(losses), tuple(_read_metrics(folder / METRICS)))
 
 
 def read_log(folder: Path, lines: int = 12) -> list[str]:
@@ -128,44 +129,49 @@ def mean_side(recipe: Recipe) -> int:
 
 
 def estimate_seconds(jobs: Jobs, training: Mapping[str, Any], cost: Cost) -> float:
-    """Train a throw-away model for :data:`TRIAL_STEPS` steps and say how long the whole run would take, in seconds.
+    """Train a throw-away model for :data:`TRIAL_STEPS` steps, half of them to warm up, and say how long all would take.
 
-    Validation is reckoned as a third of a training step an image, scaled with the area; decoding the photos once is not
-    reckoned.
+    Decoding the photos, which is done once, is not reckoned.
 
     Args:
-        jobs: none of them may be running, or the trial would measure both.
+        jobs: none of them may be at work, or the trial would measure both.
         training: as for :meth:`vtviz.train.jobs.Jobs.start`.
         cost: of that training.
 
+    Returns:
+        Seconds.
+
     Raises:
-        ConfigError: where a job runs.
+        ConfigError: where a job is at work.
         TrainingError: where the trial fails, with its reason.
     """
     if running := [job.name for job in jobs.all() if job.active]:
         raise ConfigError(f"{running[0]} is at work, and a trial beside it would measure both; try when it has ended")
     recipe = recipe_from_dict(training["recipe"])
-    side = mean_side(recipe)
-    short = {**training["recipe"], "epochs": 1, "sizes": str(side), "eval_size": max(32, side)}
-    trial = {**training, "recipe": short, "limit": TRIAL_STEPS * recipe.batch_size, "val_limit": 1}
+    train = min(cost.train, recipe.batch_size * TRIAL_STEPS // 2)
+    val = min(cost.val, 2 * recipe.batch_size)
+    short = {**training["recipe"], "epochs": 2, "sizes": str(mean_side(recipe))}
     with tempfile.TemporaryDirectory(prefix="vtviz-trial-", ignore_cleanup_errors=True) as folder:
-        rate = _measure(Jobs(folder), trial)
-    validation = cost.val * (recipe.eval_size / side) ** 2 / 3
-    return recipe.epochs * (cost.train + validation) / rate
+        rate, epoch = _measure(Jobs(folder), {**training, "recipe": short, "limit": train, "val_limit": val})
+    rest = max(0.0, epoch - train / rate)  # validating, and writing the checkpoint
+    return recipe.epochs * (cost.train / rate + rest * cost.val / val)
 
 
-def _measure(trials: Jobs, training: Mapping[str, Any]) -> float:
-    """Images a second of a short run, in a folder of its own."""
+def _measure(trials: Jobs, training: Mapping[str, Any]) -> tuple[float, float]:
+    """Images a second in the second of two epochs, and how long that took with everything, in seconds."""
     job = trials.start("trial", training)
     deadline = time.monotonic() + TRIAL_SECONDS
+    ends: list[float] = []
+    rows: list[dict[str, float]] = []
     while job.active:
+        rows = _read_metrics(job.folder / METRICS)
+        ends += [time.monotonic()] * (len(rows) - len(ends))
         if time.monotonic() > deadline:
             trials.cancel(job.name)
             trials.cancel(job.name)
             raise TrainingError(f"{TRIAL_STEPS} steps took more than {TRIAL_SECONDS // 60} minutes; choose less")
-        time.sleep(0.2)
+        time.sleep(0.1)
         job = trials.get(job.name)
-    rows = read_progress(job.folder).rows
-    if job.state != "done" or not rows:
+    if job.state != "done" or len(ends) < 2:
         raise TrainingError(job.error or "the trial ended early")
-    return rows[-1]["images_per_s"]
+    return rows[-1]["images_per_s"], ends[1] - ends[0]
