@@ -150,7 +150,10 @@ def test_own_and_fixed_scale(maps, chelsea):
 def test_one_head(maps, chelsea):
     """A static layer has one head; it is part of the shared scale whichever head is asked of the other layer."""
     drawn = maps.at_image_size(1, 2, head=3)
-    assert_close(overlay(maps, 1, 2, head=3), blended(chelsea, drawn, 0, shared_top(maps.times_uniform(0), maps.times_uniform(1, 3))))
+    assert_close(
+        overlay(maps, 1, 2, head=3),
+        blended(chelsea, drawn, 0, shared_top(maps.times_uniform(0), maps.times_uniform(1, 3))),
+    )
     with pytest.raises(ConfigError, match="no head 3"):
         overlay(maps, 0, 2, head=3)
 

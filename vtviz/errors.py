@@ -8,7 +8,6 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-
 MOST_CHOICES = 16
 """Names that an error line lists before it says "and more"."""
 
