@@ -192,6 +192,7 @@ def evaluate(
 
     vtviz evaluate --model vt_resnet18_in109 --data in109 --split val --json
     """
+    restart_for_malloc(device)
     from vtviz.train.evaluation import evaluate_classifier
 
     with _progress() as report:
@@ -230,6 +231,7 @@ def publish(
 
     vtviz publish --run runs/flowers --out checkpoints/flowers.safetensors --data flowers --licence CC0-1.0
     """
+    restart_for_malloc("cpu")
     from vtviz.train.publish import publish_classifier
 
     try:
@@ -338,7 +340,7 @@ def _progress() -> Iterator[Callable[[str, int, int], None]]:
 
 
 def wants_malloc(device: str, program: str, environment: Mapping[str, str], *, platform: str, gpu: bool) -> bool:
-    """Whether training should start again with :data:`MALLOC`, which glibc reads only when a process starts.
+    """Whether a long run should start again with :data:`MALLOC`, which glibc reads only when a process starts.
 
     Args:
         device: as asked for.
