@@ -82,15 +82,22 @@ def card_html(card: Card) -> str:
 
 
 def _table(values: dict[str, Any]) -> str:
-    rows = "".join(
-        f"<tr><th>{escape(key.replace('_', ' '))}</th><td>{_value(v)}</td></tr>" for key, v in values.items()
-    )
-    return f"<table>{rows}</table>"
+    return f"<table>{_rows(values)}</table>"
+
+
+def _rows(values: dict[str, Any]) -> str:
+    """A row per value; a group of values follows its name, at the same width however deep it lies."""
+    rows = []
+    for key, value in values.items():
+        name = escape(key.replace("_", " "))
+        if isinstance(value, dict):
+            rows.append(f'<tr><th colspan="2"><b>{name}</b></th></tr>{_rows(value)}')
+        elif value not in (None, ""):
+            rows.append(f"<tr><th>{name}</th><td>{_value(value)}</td></tr>")
+    return "".join(rows)
 
 
 def _value(value: Any) -> str:
-    if isinstance(value, dict):
-        return _table(value)
     if isinstance(value, list | tuple):
         return ", ".join(_value(each) for each in value)
     if isinstance(value, float):
