@@ -7,12 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from threading import Lock
 
-import torch
-
 import vtviz.predictor as vt
 from vtviz.checkpoints import find
 from vtviz.errors import ConfigError, did_you_mean
-from vtviz.predictor import Predictor
+from vtviz.predictor import Predictor, check_device
 
 LOADED = 3
 """Models kept in memory at once (a VT-ResNet-18 takes about 50 MB)."""
@@ -31,11 +29,7 @@ class Shelf:
     """
 
     def __init__(self, extra: str | None = None, device: str | None = None) -> None:
-        try:
-            torch.zeros(1, device=device).item()
-        except (RuntimeError, AssertionError) as error:
-            raise ConfigError(f"cannot use device {device!r}: {str(error).splitlines()[0]}") from None
-        self.device = device
+        self.device = None if device is None else check_device(device)
         shipped = vt.list_models()
         shipped.sort(key=lambda name: name != vt.DEFAULT_MODEL)
         self._sources = {name: name for name in shipped}

@@ -148,11 +148,11 @@ def extract(
     from rich.progress import Progress
 
     from vtviz.export import name_folders, write_extraction
-    from vtviz.predictor import DEFAULT_MODEL, load_model
+    from vtviz.predictor import DEFAULT_MODEL, check_device, load_model
 
     limits, wanted = _parse_scale(scale), _parse_layers(layers)
     found, failures = find_images(images)
-    predictor = load_model(model or DEFAULT_MODEL, _check_device(device))
+    predictor = load_model(model or DEFAULT_MODEL, None if device is None else check_device(device))
     results: list[dict[str, Any]] = []
     console = Console(stderr=True)
     with Progress(
@@ -226,18 +226,6 @@ def _parse_scale(text: str) -> str | tuple[float, float]:
     except ValueError:
         raise ConfigError(f"--scale must be shared, map, or two numbers such as 0,8, got {text!r}") from None
     return low, high
-
-
-def _check_device(name: str | None) -> str | None:
-    if name is None:
-        return None
-    import torch
-
-    try:
-        torch.zeros(1, device=name).item()  # "meta" fails here and not in the model
-    except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch compiled without CUDA asserts
-        raise ConfigError(f"cannot use device {name!r}: {str(error).splitlines()[0]}") from None
-    return name
 
 
 def _describe(maps: TokenMaps, folder: Path, written: dict[str, Path]) -> dict[str, Any]:

@@ -241,6 +241,19 @@ def default_device() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+def check_device(name: str) -> str:
+    """``name``, if a model can run there.
+
+    Raises:
+        ConfigError: for a device that is not to be had here.
+    """
+    try:
+        torch.zeros(1, device=name).item()  # "meta" fails here and not in the model
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch compiled without CUDA asserts
+        raise ConfigError(f"cannot use device {name!r}: {str(error).splitlines()[0]}") from None
+    return name
+
+
 def load_model(name: str | os.PathLike[str] = DEFAULT_MODEL, device: str | torch.device | None = None) -> Predictor:
     """Load a checkpoint.
 

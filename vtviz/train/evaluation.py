@@ -15,7 +15,7 @@ from vtviz.data.folder import ClassList, open_folder
 from vtviz.data.loading import EvaluationSet, evaluation_loader
 from vtviz.data.store import PixelStore
 from vtviz.errors import ConfigError
-from vtviz.predictor import Predictor, load_model
+from vtviz.predictor import Predictor, check_device, load_model
 from vtviz.statistics import LayerStatistics, map_statistics, summarize
 
 TOKEN_IMAGES = 512
@@ -169,8 +169,4 @@ def pick_device(name: str | None) -> str:
     """
     if name is None or name == "auto":
         return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        torch.zeros(1, device=name).item()  # "meta" fails here and not in the model
-    except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch compiled without CUDA asserts
-        raise ConfigError(f"cannot use device {name!r}: {str(error).splitlines()[0]}") from None
-    return name
+    return check_device(name)
