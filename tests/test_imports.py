@@ -12,16 +12,17 @@ PACKAGE = Path(vtviz.__file__).parent
 ROOMS = (
     ("errors",),
     ("models",),
-    ("images", "geometry", "card", "statistics", "hooks"),
+    ("images", "geometry", "card", "statistics", "scores", "hooks"),
     ("checkpoints",),
     ("data",),
     ("tokens",),
+    ("segmentation",),
     ("predictor",),
-    ("render", "lettering", "figures"),
+    ("render", "render_labels", "panels", "lettering", "figures"),
     ("export",),
     ("explain",),
     ("train",),
-    ("cli",),
+    ("cli", "console", "segment_verb"),
 )
 """Imports go from a later room to an earlier one, or stay. A new module needs a place here."""
 LEVELS = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}

@@ -10,8 +10,10 @@ from vtviz.errors import CheckpointError, ConfigError, DataError, ImageError, Tr
 
 if TYPE_CHECKING:
     from vtviz.checkpoints import create_model
-    from vtviz.predictor import Predictor, extract_tokens, list_models, load_model
+    from vtviz.predictor import Predictor, extract_tokens, list_models, load_model, segment
     from vtviz.render import grid, overlay
+    from vtviz.render_labels import label_overlay
+    from vtviz.segmentation import Segmentation
     from vtviz.tokens import LayerMaps, TokenMaps
 
 __version__ = "0.1.0"
@@ -23,27 +25,33 @@ __all__ = [
     "ImageError",
     "LayerMaps",
     "Predictor",
+    "Segmentation",
     "TokenMaps",
     "TrainingError",
     "VtvizError",
     "create_model",
     "extract_tokens",
     "grid",
+    "label_overlay",
     "list_models",
     "load_model",
     "overlay",
+    "segment",
 ]
 
 _HOMES = {
     "LayerMaps": "vtviz.tokens",
     "Predictor": "vtviz.predictor",
+    "Segmentation": "vtviz.segmentation",
     "TokenMaps": "vtviz.tokens",
     "create_model": "vtviz.checkpoints",
     "extract_tokens": "vtviz.predictor",
     "grid": "vtviz.render",
+    "label_overlay": "vtviz.render_labels",
     "list_models": "vtviz.predictor",
     "load_model": "vtviz.predictor",
     "overlay": "vtviz.render",
+    "segment": "vtviz.predictor",
 }
 """Public name -> the module that it lives in."""
 

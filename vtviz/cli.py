@@ -6,29 +6,24 @@ get wrong raises a VtvizError below; :func:`main` prints it as one line. Results
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
-from glob import iglob
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 import vtviz
-from vtviz.errors import CheckpointError, ConfigError, ImageError, VtvizError
-from vtviz.train import verbs
+from vtviz.console import FAILED, Crop, Device, Images, Json, Out, Size, complain, each_image, find_images, print_json
+from vtviz.errors import CheckpointError, ConfigError, VtvizError
+from vtviz.segment_verb import segment
+from vtviz.train import scoring_verbs, verbs
 
 if TYPE_CHECKING:
     from vtviz.card import Card
     from vtviz.models.complexity import ProfileRow
     from vtviz.tokens import TokenMaps
-
-FAILED = 2
-"""Exit code for anything that the user can put right."""
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
-"""What is taken from a folder; a file that is named itself may have any suffix."""
 
 app = typer.Typer(
     name="vtviz",
@@ -49,18 +44,10 @@ def main(args: Sequence[str] | None = None) -> None:
     try:
         app(args, prog_name="vtviz")
     except VtvizError as error:
-        _complain(str(error))
+        complain(str(error))
         sys.exit(FAILED)
     except KeyboardInterrupt:  # outside of the verb; inside typer exits likewise
         sys.exit(130)
-
-
-def _complain(message: str) -> None:
-    typer.echo(f"error: {' '.join(message.split())}", err=True)
-
-
-def _print_json(data: Any) -> None:
-    typer.echo(json.dumps(data, indent=1, ensure_ascii=False))
 
 
 def _version(wanted: bool) -> None:
@@ -79,15 +66,10 @@ def _vtviz(
     """
 
 
-Json = Annotated[bool, typer.Option("--json", help="Print the result on stdout as JSON.")]
-
-
 @app.command()
 def extract(
-    images: Annotated[
-        list[str], typer.Argument(metavar="IMAGE", help="Files, folders (the images right in them), or 'patterns*'.")
-    ],
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Where the results go.")],
+    images: Images,
+    out: Out,
     model: Annotated[
         str | None,
         typer.Option(
@@ -102,13 +84,8 @@ def extract(
         str | None,
         typer.Option(metavar="0,1", help="Layers to extract, from 0, negative from the end. [dim]\\[all][/dim]"),
     ] = None,
-    size: Annotated[
-        int | None,
-        typer.Option(metavar="PX", help="The model sees about PX x PX pixels. [dim]\\[the model's own][/dim]"),
-    ] = None,
-    crop: Annotated[
-        str | None, typer.Option(metavar="center", help="The paper's central square. [dim]\\[the whole image][/dim]")
-    ] = None,
+    size: Size = None,
+    crop: Crop = None,
     align: Annotated[
         str,
         typer.Option(metavar="A", help="receptive_field: where the network looked. resize: as other tools draw it."),
@@ -120,9 +97,7 @@ def extract(
         str, typer.Option(metavar="S", help="Colours: one scale for all (shared), each map's own (map), or LOW,HIGH.")
     ] = "shared",
     pictures: Annotated[bool, typer.Option(help="Draw overlays and panel, or write the arrays only.")] = True,
-    device: Annotated[
-        str | None, typer.Option(help="cpu, cuda, cuda:1, ... [dim]\\[CUDA where there is one][/dim]")
-    ] = None,
+    device: Device = None,
     as_json: Json = False,
 ) -> None:
     """Write what each visual token of a model looks at in images.
@@ -144,71 +119,21 @@ def extract(
 
     vtviz extract cat.jpg --out out --model runs/mine --layers -1 --json
     """
-    from rich.console import Console
-    from rich.progress import Progress
-
-    from vtviz.export import name_folders, write_extraction
+    from vtviz.export import name_results, write_extraction
     from vtviz.predictor import DEFAULT_MODEL, check_device, load_model
 
     limits, wanted = _parse_scale(scale), _parse_layers(layers)
     found, failures = find_images(images)
+    folders = dict(zip(found, map(out.joinpath, name_results(found)), strict=True))
     predictor = load_model(model or DEFAULT_MODEL, None if device is None else check_device(device))
-    results: list[dict[str, Any]] = []
-    console = Console(stderr=True)
-    with Progress(
-        *Progress.get_default_columns(),
-        console=console,
-        transient=True,
-        disable=len(found) < 2 or not console.is_terminal,
-        redirect_stdout=sys.stdout.isatty(),  # elsewhere it would send the results to stderr
-    ) as progress:
-        for path, name in progress.track(list(zip(found, name_folders(found), strict=True)), description="Extracting"):
-            try:
-                maps = predictor.extract(path, layers=wanted, size=size, crop=crop)
-            except ImageError as error:
-                failures.append(_failed(str(path), str(error)))
-                continue
-            written = write_extraction(maps, out / name, pictures=pictures, align=align, cmap=cmap, scale=limits)
-            results.append(_describe(maps, out / name, written))
-            if not as_json:
-                typer.echo(_sentence(results[-1]))
-    if as_json:
-        _print_json(results + failures)
-    if failures:
-        raise typer.Exit(FAILED)
 
+    def work(path: Path) -> dict[str, Any]:
+        maps = predictor.extract(path, layers=wanted, size=size, crop=crop)
+        folder = folders[path]
+        written = write_extraction(maps, folder, pictures=pictures, align=align, cmap=cmap, scale=limits)
+        return _describe(maps, folder, written)
 
-def find_images(sources: Iterable[str]) -> tuple[list[Path], list[dict[str, str]]]:
-    """Files, folders and patterns as files: sorted within each source, each file once.
-
-    Returns:
-        The files; and of each source that gave none what :func:`_failed` returns.
-    """
-    found: dict[Path, None] = {}
-    failures = []
-    for source in sources:
-        path = Path(source).expanduser()
-        try:
-            if path.is_dir():
-                files = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
-                reason = "no images in this folder"
-            elif set(source) & set("*?[") and not path.exists():
-                files = sorted(p for p in map(Path, iglob(str(path), recursive=True)) if p.is_file())  # noqa: PTH207 - pathlib refuses **.jpg
-                reason = "no file matches this pattern"
-            else:
-                files, reason = [path], ""
-        except OSError as error:
-            files, reason = [], error.strerror or str(error)
-        if not files:
-            failures.append(_failed(source, f"{source}: {reason}"))
-        found |= dict.fromkeys(files)
-    return list(found), failures
-
-
-def _failed(image: str, reason: str) -> dict[str, str]:
-    """Say now what is wrong with an image, and return it for the JSON at the end."""
-    _complain(reason)
-    return {"image": image, "error": reason}
+    each_image(found, failures, work, doing="Extracting", sentence=_sentence, as_json=as_json)
 
 
 def _parse_layers(text: str | None) -> list[int] | None:
@@ -275,18 +200,25 @@ def models(as_json: Json = False) -> None:
             cards.append((name, path, checkpoints.read_card(path)))
         except CheckpointError as error:
             broken = True
-            _complain(str(error))
+            complain(str(error))
     if as_json:
-        _print_json([_summary(*found) for found in cards])
+        print_json([_summary(*found) for found in cards])
     elif not cards:
         typer.echo("no checkpoints in checkpoints/ beside the package or in $VTVIZ_CHECKPOINTS", err=True)
     else:
         for name, _, card in cards:
-            top1 = card.accuracy.get("top1")
-            quality = "untrained" if not card.trained else "trained" if top1 is None else f"top-1 {top1:.1%}"
-            typer.echo(f"{name}  {card.model}, {len(card.classes)} classes, {quality}")
+            typer.echo(f"{name}  {card.model}, {len(card.classes)} classes, {_quality(card)}")
     if broken:
         raise typer.Exit(FAILED)
+
+
+def _quality(card: Card) -> str:
+    if not card.trained:
+        return "untrained"
+    for field, name in {"top1": "top-1", "miou": "mIoU"}.items():
+        if field in card.accuracy:
+            return f"{name} {card.accuracy[field]:.1%}"
+    return "trained"
 
 
 def _summary(name: str, path: Path, card: Card) -> dict[str, Any]:
@@ -296,6 +228,7 @@ def _summary(name: str, path: Path, card: Card) -> dict[str, Any]:
         "task": card.task,
         "trained": card.trained,
         "top1": card.accuracy.get("top1"),
+        "miou": card.accuracy.get("miou"),
         "classes": len(card.classes),
         "data": card.data.get("name"),
         "licence": card.licence,
@@ -316,7 +249,7 @@ def profile(
 
     rows = profile_rows(table)
     if as_json:
-        _print_json([asdict(row) for row in rows])
+        print_json([asdict(row) for row in rows])
     else:
         _print_profile(rows)
 
@@ -325,10 +258,11 @@ QUANTITIES = {"params": "params (M)", "macs": "MACs (G)", "neck_macs": "neck (G)
 """Field of a profile's row that the paper and we have a figure for -> its heading."""
 
 
+app.command()(segment)
 app.command()(verbs.train)
 app.command()(verbs.finetune)
-app.command()(verbs.evaluate)
-app.command()(verbs.publish)
+app.command()(scoring_verbs.evaluate)
+app.command()(scoring_verbs.publish)
 
 
 def _print_profile(rows: list[ProfileRow]) -> None:

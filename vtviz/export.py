@@ -1,11 +1,13 @@
-"""Writes an extraction to a folder: arrays, manifest, pictures. It receives finished results and computes nothing."""
+"""Writes results to a folder: arrays, facts, pictures. It receives finished results and computes nothing."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 
@@ -14,6 +16,8 @@ from PIL import Image
 
 from vtviz import render
 from vtviz.errors import DataError
+from vtviz.render_labels import label_overlay, palette_image
+from vtviz.segmentation import Segmentation
 from vtviz.tokens import TokenMaps
 
 OVERLAYS = "overlays"
@@ -50,20 +54,65 @@ def write_extraction(
         DataError: where the disk refuses.
     """
     folder = Path(folder)
+    with _unfinished(folder) as unfinished:
+        names = list(maps.save(unfinished))
+        if pictures:
+            names += _write_pictures(maps, unfinished, align, cmap, scale)
+        names = sorted(set(names), key=lambda name: (name == "manifest.json", name))
+        _clear(folder)
+        for name in names:
+            (folder / name).parent.mkdir(exist_ok=True)
+            (unfinished / name).replace(folder / name)
+    return {name: folder / name for name in names}
+
+
+def write_segmentation(
+    segmentation: Segmentation, folder: str | os.PathLike[str], name: str, *, opacity: float = 0.6
+) -> dict[str, Path]:
+    """Write ``<name>.png`` (the labels, a palette image), ``<name>_overlay.png`` and ``<name>.json`` into ``folder``.
+
+    The files are made elsewhere first and moved in at the end, the JSON last. Those of these names are replaced.
+
+    Args:
+        segmentation: with its image.
+        folder: made if it is not there.
+        name: of the files.
+        opacity: of the colours in the overlay, 0 to 1.
+
+    Returns:
+        File name -> path of each file written.
+
+    Raises:
+        ConfigError: for an option that cannot work.
+        DataError: where the disk refuses.
+    """
+    folder = Path(folder)
+    files = segmentation_files(name)
+    labels, overlay, facts = files
+    with _unfinished(folder) as unfinished:
+        palette_image(segmentation).save(unfinished / labels)
+        _write_png(unfinished / overlay, label_overlay(segmentation, opacity=opacity))
+        text = json.dumps(segmentation.to_dict(), indent=1, ensure_ascii=False)
+        (unfinished / facts).write_text(text + "\n", encoding="utf-8")
+        for file in files:
+            (unfinished / file).replace(folder / file)
+    return {file: folder / file for file in files}
+
+
+def segmentation_files(name: str) -> tuple[str, str, str]:
+    """What :func:`write_segmentation` calls its files: labels, overlay, facts."""
+    return f"{name}.png", f"{name}_overlay.png", f"{name}.json"
+
+
+@contextmanager
+def _unfinished(folder: Path) -> Iterator[Path]:
+    """A folder within ``folder``, where files are made before they are moved in; what stays there is removed."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".unfinished-", dir=folder) as unfinished:
-            names = list(maps.save(unfinished))
-            if pictures:
-                names += _write_pictures(maps, Path(unfinished), align, cmap, scale)
-            names = sorted(set(names), key=lambda name: (name == "manifest.json", name))
-            _clear(folder)
-            for name in names:
-                (folder / name).parent.mkdir(exist_ok=True)
-                (Path(unfinished) / name).replace(folder / name)
+            yield Path(unfinished)
     except OSError as error:
         raise DataError(f"{folder}: cannot write: {error.strerror or error}") from None
-    return {name: folder / name for name in names}
 
 
 def _write_pictures(maps: TokenMaps, folder: Path, align: str, cmap: str, scale: render.Scale) -> list[str]:
@@ -92,13 +141,21 @@ def _clear(folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
 
 
-def name_folders(sources: Iterable[str | os.PathLike[str]]) -> list[str]:
-    """A folder name for each image: its file name without the suffix, safe on any disk, made unique by ``-2``, ...."""
+def name_results(sources: Iterable[str | os.PathLike[str]], *endings: str) -> list[str]:
+    """A name for each image's results: its file name without the suffix, safe on any disk, made unique by ``-2``, ....
+
+    Args:
+        sources: the images.
+        endings: results are also called a name and one of these; no other image gets such a name.
+    """
     taken: set[str] = set()
     names = []
     for source in sources:
         stem = re.sub(r"[^\w.+=@ -]+", "_", Path(source).stem)[:100].strip(" .") or "image"
-        tries = (stem if i == 1 else f"{stem}-{i}" for i in count(1))
-        names.append(next(name for name in tries if name.casefold() not in taken))
-        taken.add(names[-1].casefold())
+        for name in (stem if i == 1 else f"{stem}-{i}" for i in count(1)):
+            called = {(name + ending).casefold() for ending in ("", *endings)}
+            if not called & taken:
+                break
+        taken |= called
+        names.append(name)
     return names

@@ -17,14 +17,19 @@ from torch import Tensor, nn
 import vtviz
 from vtviz import checkpoints, geometry
 from vtviz.card import Card, Preprocessing
+from vtviz.data.classes import Palette, make_palette
 from vtviz.errors import ConfigError
 from vtviz.hooks import Layer, record
 from vtviz.images import ImageSource
 from vtviz.images import load as load_image
-from vtviz.tokens import Prediction, TokenMaps, check_index, layer_maps, topk
+from vtviz.models.vt_fpn import PanopticFPNConfig
+from vtviz.segmentation import Segmentation, check_palette, from_maps
+from vtviz.tokens import LayerMaps, Prediction, TokenMaps, check_index, layer_maps, topk
 
 DEFAULT_MODEL = "vt_resnet18_in109"
 """The checkpoint that is taken where none is named."""
+DEFAULT_SEGMENTER = "vt_fpn_resnet18_ccp14"
+"""The same for segmentation."""
 
 Images = ImageSource | Sequence[ImageSource]
 """One image, or a list or tuple of them; see :func:`vtviz.images.load` for what an image may be."""
@@ -49,8 +54,12 @@ class Predictor:
         preprocessing: how the model wants its images; ImageNet's by default.
         device: where to move the model; by default it stays where it is.
 
+    Attributes:
+        palette: of a segmentation model: one colour per class, the card's, or made for the classes; of a classifier
+            None.
+
     Raises:
-        ConfigError: where the number of classes is not the model's.
+        ConfigError: where the number of classes or colours is not the model's.
     """
 
     def __init__(
@@ -71,6 +80,10 @@ class Predictor:
         if len(classes) != config.num_classes:
             raise ConfigError(f"{self.name} has {config.num_classes} classes, got {len(classes)} names")
         self.classes = tuple(classes)
+        self.palette: Palette | None = None
+        if isinstance(config, PanopticFPNConfig):
+            given = card.palette if card else None
+            self.palette = check_palette(given or make_palette(self.classes), self.classes)
         self.preprocessing = preprocessing or (card.preprocessing if card else Preprocessing())
         self.strides: tuple[int, ...] = tuple(model.token_strides)  # type: ignore[arg-type]
         names = getattr(model, "token_names", ()) or [f"block{i}" for i in range(len(self.strides))]
@@ -117,17 +130,7 @@ class Predictor:
 
         def finish(photo: _Photo, logits: np.ndarray, recorded: list[Layer], row: int) -> TokenMaps:
             maps = layer_maps(recorded, self.layer_names, self.strides, row)
-            return TokenMaps(
-                layers=tuple(maps[i] for i in chosen),
-                logits=logits,
-                classes=self.classes,
-                geometry=photo.geometry,
-                model=self.name,
-                weights=self.card.sha256 if self.card else "",
-                source=photo.source,
-                image=photo.image,
-                versions=_versions(),
-            )
+            return self._result(photo, logits, tuple(maps[i] for i in chosen))
 
         return self._run(images, finish, size=size, crop=crop, batch_size=batch_size, hook_free=hook_free)
 
@@ -155,6 +158,45 @@ class Predictor:
             return topk(logits, self.classes, k)
 
         return self._run(images, finish, size=size, crop=crop, batch_size=batch_size)
+
+    def segment(self, images: Images, *, size: int | None = None, crop: str | None = None, batch_size: int = 8) -> Any:
+        """The class of every pixel of one image, or of several.
+
+        Args:
+            images: as for :meth:`extract`.
+            size: as for :meth:`extract`.
+            crop: as for :meth:`extract`.
+            batch_size: as for :meth:`extract`.
+
+        Returns:
+            A :class:`~vtviz.segmentation.Segmentation`, or a list of them in the order of the images. Where the token
+            maps are wanted too, :meth:`extract` and :func:`vtviz.segmentation.from_maps` run the model only once.
+
+        Raises:
+            ImageError: for an image that cannot be read.
+            ConfigError: for a classifier, or an option that cannot work.
+        """
+        palette = self.palette
+        if palette is None:
+            raise ConfigError(f"{self.name} is a classifier: it does not segment; predict() works")
+
+        def finish(photo: _Photo, logits: np.ndarray, _recorded: list[Layer], _row: int) -> Segmentation:
+            return from_maps(self._result(photo, logits), palette)
+
+        return self._run(images, finish, size=size, crop=crop, batch_size=batch_size)
+
+    def _result(self, photo: _Photo, logits: np.ndarray, layers: tuple[LayerMaps, ...] = ()) -> TokenMaps:
+        return TokenMaps(
+            layers=layers,
+            logits=logits,
+            classes=self.classes,
+            geometry=photo.geometry,
+            model=self.name,
+            weights=self.card.sha256 if self.card else "",
+            source=photo.source,
+            image=photo.image,
+            versions=_versions(),
+        )
 
     def _run(
         self,
@@ -304,11 +346,41 @@ def extract_tokens(
     Raises:
         ImageError, CheckpointError, ConfigError: in one line, for what cannot be read or cannot work.
     """
-    if not isinstance(model, Predictor):
-        where = str(device or default_device())
-        if isinstance(model, str) and model.startswith("hf://"):
-            model = _cached(model, where, 0)  # not asking the network again
-        else:
-            path = checkpoints.find(model).resolve()
-            model = _cached(str(path), where, path.stat().st_mtime_ns)
-    return model.extract(img, layers=layers, size=size, crop=crop)
+    return _predictor(model, device).extract(img, layers=layers, size=size, crop=crop)
+
+
+def segment(
+    img: Images,
+    model: str | os.PathLike[str] | Predictor = DEFAULT_SEGMENTER,
+    *,
+    device: str | torch.device | None = None,
+    size: int | None = None,
+    crop: str | None = None,
+) -> Any:
+    """The class of every pixel of an image.
+
+    Args:
+        img: as for :func:`extract_tokens`.
+        model: a segmentation model, as for :func:`extract_tokens`.
+        device: likewise.
+        size: likewise.
+        crop: likewise.
+
+    Returns:
+        A :class:`~vtviz.segmentation.Segmentation`; for a list, a list in its order.
+
+    Raises:
+        ImageError, CheckpointError, ConfigError: in one line, for what cannot be read or cannot work.
+    """
+    return _predictor(model, device).segment(img, size=size, crop=crop)
+
+
+def _predictor(model: str | os.PathLike[str] | Predictor, device: str | torch.device | None) -> Predictor:
+    """The model itself, or a checkpoint's, which stays loaded."""
+    if isinstance(model, Predictor):
+        return model
+    where = str(device or default_device())
+    if isinstance(model, str) and model.startswith("hf://"):
+        return _cached(model, where, 0)  # not asking the network again
+    path = checkpoints.find(model).resolve()
+    return _cached(str(path), where, path.stat().st_mtime_ns)

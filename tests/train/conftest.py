@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vtviz.train.job import TrainingJob
 from vtviz.train.recipes import make_recipe
-from vtviz.train.run import TrainingJob, train_classifier
+from vtviz.train.run import train
 
 COLOURS = {"red_ball": (200, 40, 40), "green ball": (40, 180, 60), "Blue-Ball": (40, 60, 200)}
 OPTIONS = {"num_tokens": 4, "channels": 32, "token_channels": 32, "heads": 2}
@@ -65,7 +66,7 @@ def tiny_job(balls, tmp_path):
 @pytest.fixture(scope="session")
 def trained(balls, tmp_path_factory):
     """The folder of a finished run; to be read only."""
-    return train_classifier(make_job(tmp_path_factory.mktemp("trained") / "run", balls))
+    return train(make_job(tmp_path_factory.mktemp("trained") / "run", balls))
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from vtviz.data.folder import open_folder
 from vtviz.errors import ConfigError, DataError, TrainingError
 from vtviz.train.callbacks import read_metrics
 from vtviz.train.jobs import CANCEL, LOG, REQUEST, STATUS, VANISHED, Jobs, birth
-from vtviz.train.recipes import RECIPES, Recipe
+from vtviz.train.recipes import RECIPES, recipe_from_dict
 from vtviz.train.watch import count_cost, estimate_seconds, mean_side, read_log, read_progress
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -282,7 +282,7 @@ def test_train_cancel_resume_delete(jobs, training):
 
 def test_a_trial_tells_the_time(jobs, training, balls):
     chosen = training(epochs=6)
-    cost = count_cost(balls, Recipe(**chosen["recipe"]))
+    cost = count_cost(balls, recipe_from_dict(chosen["recipe"]))
     assert (cost.train, cost.val, cost.classes, cost.steps) == (24, 12, 3, 18)
     before = time.monotonic()
     seconds = estimate_seconds(jobs, chosen, cost)

@@ -52,9 +52,9 @@ def test_the_card_says_what_evaluate_says(trained, balls, masks, tmp_path):
 
 
 def test_a_model_without_tokens_has_no_token_figures(tiny_job, balls, masks, tmp_path):
-    from vtviz.train.run import train_classifier
+    from vtviz.train.run import train
 
-    run = train_classifier(tiny_job("plain", model="resnet18", recipe={"epochs": 1}))
+    run = train(tiny_job("plain", model="resnet18", recipe={"epochs": 1}))
     card = publish_classifier(run, tmp_path / "plain.safetensors", balls, sizes=[], masks=masks)
     assert card.tokens == {}
 

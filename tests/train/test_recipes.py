@@ -25,6 +25,41 @@ def test_cosine():
     assert 0 <= Recipe(epochs=1, warmup_epochs=1).learning_rate(1) <= 1
 
 
+def test_the_papers_segmentation_recipes():
+    """Sec. 5.3, and Detectron2's 1x schedule where it refers to that."""
+    coco, lip = RECIPES["coco_stuff_paper"], RECIPES["lip_paper"]
+    assert (coco.batch_size, coco.optimizer, coco.lr) == (32, "sgd", 0.04)
+    steps = 118_287 / coco.batch_size  # an epoch of COCO's train2017
+    assert coco.epochs * steps == pytest.approx(90_000, rel=0.02)
+    at = [coco.learning_rate(step / steps) for step in (0, 500, 1001, 58_000, 62_000, 78_000, 82_000)]
+    assert at == pytest.approx([0.001, 0.5005, 1, 1, 0.1, 0.1, 0.01], rel=0.02)
+    assert (lip.batch_size, lip.optimizer, lip.lr, lip.weight_decay) == (96, "sgd", 0.01, 5e-4)
+    assert lip.sizes == "473"
+    assert [lip.learning_rate(epoch) for epoch in (0, 75, 150)] == pytest.approx([1, 0.5**0.9, 0])
+
+
+def test_a_recipe_of_one_task_has_no_fields_of_the_other():
+    with pytest.raises(ConfigError, match="recipes have no field 'mixup'"):
+        make_recipe("segment_small", mixup=0.2)
+    with pytest.raises(ConfigError, match="recipes have no field 'scale_min'"):
+        make_recipe("small", scale_min=0.5)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        *(("milestones", text, "must be rising fractions of all epochs") for text in ("0.9,0.5", "1", "0", "half")),
+        ("scale_min", 0.0, r"must be in \(0, 1\], got 0.0"),
+        ("scale_max", 0.5, "must be from 1 to 4, got 0.5"),
+        ("jitter", 2.0, r"must be in \[0, 1\], got 2.0"),
+        ("class_balance", -0.5, r"must be in \[0, 1\], got -0.5"),
+    ],
+)
+def test_a_segmentation_value_that_cannot_work_is_named(field, value, message):
+    with pytest.raises(ConfigError, match=f"^{field} {message}"):
+        make_recipe("segment_small", **{field: value})
+
+
 def test_fields_are_replaced_by_name():
     assert make_recipe("small", epochs=3, augment="none") == replace(RECIPES["small"], epochs=3, augment="none")
     assert make_recipe(RECIPES["finetune"], lr=1) == replace(RECIPES["finetune"], lr=1)
@@ -44,8 +79,8 @@ def test_a_recipe_comes_back_from_its_dict(name):
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("optimizer", "adam", "must be one of adamw, sgd, rmsprop, got 'adam'"),
-        ("schedule", "step", "must be one of cosine, exponential, got 'step'"),
+        ("optimizer", "adam", "must be one of adamw, sgd, nesterov, rmsprop, got 'adam'"),
+        ("schedule", "stairs", "must be one of cosine, exponential, poly, step, got 'stairs'"),
         ("augment", "blur", "must be one of none, flip, crop, jitter, trivial, auto, got 'blur'"),
         ("precision", "64-true", "must be one of 32-true, bf16-mixed, 16-mixed, got '64-true'"),
         ("epochs", 0, "must be at least 1, got 0"),

@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import load_file
 
 from vtviz.train.callbacks import read_metrics
-from vtviz.train.run import STATE, train_classifier
+from vtviz.train.job import STATE
+from vtviz.train.run import train
 
 NOISE = ("--set", "mixup=0.2", "--set", "dropout=0.1", "--set", "drop_path=0.1")
 
@@ -29,7 +30,7 @@ def finish(process: subprocess.Popen) -> str:
 
 def test_a_run_killed_in_the_middle_of_an_epoch_ends_with_the_same_weights(balls, tiny_job, tmp_path, quick):
     options = {"mixup": 0.2, "dropout": 0.1, "drop_path": 0.1, "lr": 2e-3, "epochs": 4}
-    whole = train_classifier(tiny_job("whole", recipe=options))
+    whole = train(tiny_job("whole", recipe=options))
     killed = tmp_path / "killed"
     process = start("--data", balls, "--out", killed, *quick, *NOISE, "--epochs", 4, "--lr", 2e-3)
     deadline = time.monotonic() + 120
@@ -42,7 +43,7 @@ def test_a_run_killed_in_the_middle_of_an_epoch_ends_with_the_same_weights(balls
     process.wait()
     done = len(read_metrics(killed))
     assert 1 <= done < 4  # it was still at it
-    train_classifier(tiny_job("killed", recipe=options), resume=True)
+    train(tiny_job("killed", recipe=options), resume=True)
 
     for name in ("last.safetensors", "best.safetensors"):
         ours, theirs = load_file(killed / name), load_file(whole / name)
@@ -57,16 +58,16 @@ def test_a_run_killed_in_the_middle_of_an_epoch_ends_with_the_same_weights(balls
 
 def test_a_run_killed_before_its_first_epoch_ends_starts_again(tiny_job):
     job = tiny_job(recipe={"epochs": 1})
-    run = train_classifier(job)
+    run = train(job)
     for file in (run / STATE, run / "last.safetensors", run / "best.safetensors"):
         file.unlink()
-    assert len(read_metrics(train_classifier(job, resume=True))) == 1
+    assert len(read_metrics(train(job, resume=True))) == 1
 
 
 def test_two_processes_do_what_one_does_that_accumulates(balls, tiny_job, tmp_path, quick):
     # the running statistics of batch norm are each process's own, so validation is not compared
     recipe = {"ema": 0.0, "epochs": 2, "mixup": 0.2, "dropout": 0.1, "drop_path": 0.1}
-    one = train_classifier(tiny_job("one", micro_batch=4, recipe=recipe))
+    one = train(tiny_job("one", micro_batch=4, recipe=recipe))
     two = tmp_path / "two"
     finish(
         start(

@@ -14,9 +14,11 @@ import vtviz
 from vtviz import checkpoints
 from vtviz.errors import CheckpointError, ConfigError, DataError, TrainingError
 from vtviz.train.callbacks import read_metrics
-from vtviz.train.classifier import BAD_BATCH, ClassifierTraining
+from vtviz.train.classifier import ClassifierTraining
 from vtviz.train.evaluation import evaluate_classifier
-from vtviz.train.run import STATE, TrainingJob, read_job, train_classifier
+from vtviz.train.job import STATE, TrainingJob, read_job
+from vtviz.train.module import BAD_BATCH
+from vtviz.train.run import train
 
 
 def test_a_run_folder_holds_the_run_and_is_a_model(trained, balls):
@@ -89,10 +91,10 @@ def test_the_probe_shows_how_the_tokens_form(trained):
 
 def test_a_run_is_not_overwritten_but_resumed(trained_copy, tiny_job):
     with pytest.raises(TrainingError, match="holds a run already; add --resume"):
-        train_classifier(tiny_job(trained_copy))
+        train(tiny_job(trained_copy))
     before = load_file(trained_copy / "last.safetensors")
     longer = tiny_job(trained_copy, recipe={"epochs": 3})
-    assert train_classifier(longer, resume=True) == trained_copy
+    assert train(longer, resume=True) == trained_copy
     assert [row["epoch"] for row in read_metrics(trained_copy)] == [1, 2, 3]
     after = load_file(trained_copy / "last.safetensors")
     assert any(not torch.equal(before[k], after[k]) for k in before)
@@ -101,11 +103,11 @@ def test_a_run_is_not_overwritten_but_resumed(trained_copy, tiny_job):
 
 def test_nothing_to_resume(tiny_job):
     with pytest.raises(TrainingError, match=r"nothing to resume: .*run\.json does not exist"):
-        train_classifier(tiny_job(), resume=True)
+        train(tiny_job(), resume=True)
 
 
 def test_a_set_smaller_than_one_batch_still_trains(tiny_job):
-    run = train_classifier(tiny_job(recipe={"epochs": 1, "batch_size": 512}, limit=5, val_limit=3))
+    run = train(tiny_job(recipe={"epochs": 1, "batch_size": 512}, limit=5, val_limit=3))
     card = checkpoints.read_card(run / "last.safetensors")
     assert (card.data["n_train"], card.data["n_val"]) == (5, 3)
 
@@ -115,15 +117,15 @@ def test_gradients_accumulate_to_the_batch_size(tiny_job):
     assert tiny_job(micro_batch=2, devices=2).micro_batches() == (2, 2)
     assert tiny_job(devices=4).micro_batches() == (2, 1)
     with pytest.raises(ConfigError, match=r"batch_size 8 is no multiple of 1 device\(s\) x 3 images"):
-        train_classifier(tiny_job(micro_batch=3))
+        train(tiny_job(micro_batch=3))
     # a step of 8 images whichever way, so as many learning rates
-    whole = read_metrics(train_classifier(tiny_job("a", recipe={"epochs": 1})))
-    parts = read_metrics(train_classifier(tiny_job("b", recipe={"epochs": 1}, micro_batch=2)))
+    whole = read_metrics(train(tiny_job("a", recipe={"epochs": 1})))
+    parts = read_metrics(train(tiny_job("b", recipe={"epochs": 1}, micro_batch=2)))
     assert whole[0]["lr"] == parts[0]["lr"]
 
 
 def test_frozen_stages_stay_as_they_are(tiny_job, trained):
-    run = train_classifier(tiny_job("tuned", start=str(trained), recipe={"freeze": 3, "epochs": 1}))
+    run = train(tiny_job("tuned", start=str(trained), recipe={"freeze": 3, "epochs": 1}))
     old, new = load_file(trained / "best.safetensors"), load_file(run / "last.safetensors")
     changed = {k.rpartition(".")[0] for k in old if not torch.equal(old[k], new[k])}
     frozen = ("backbone.conv1", "backbone.bn1", "backbone.layer1", "backbone.layer2")
@@ -134,30 +136,30 @@ def test_frozen_stages_stay_as_they_are(tiny_job, trained):
 
 def test_a_start_with_other_classes_gets_a_new_head(tiny_job, trained, make_folder):
     two = make_folder("two", train=4, val=2, classes={"cyan": (0, 200, 200), "pink": (240, 120, 180)})
-    run = train_classifier(tiny_job("tuned", data=two, start=str(trained), recipe={"epochs": 1, "dropout": 0.25}))
+    run = train(tiny_job("tuned", data=two, start=str(trained), recipe={"epochs": 1, "dropout": 0.25}))
     model, card = checkpoints.load(run)
     assert card.class_ids == ("cyan", "pink")
     assert (model.fc.out_features, model.dropout.p) == (2, 0.25)
     assert model.config.stage.num_tokens == 4
     with pytest.raises(ConfigError, match="takes its model"):
-        train_classifier(tiny_job("other", start=str(trained), model_options={"num_tokens": 2}))
+        train(tiny_job("other", start=str(trained), model_options={"num_tokens": 2}))
 
 
 def test_a_resumed_run_keeps_its_classes(trained_copy, tiny_job, make_folder):
     other = make_folder("other", train=2, val=1, classes={"cyan": (0, 200, 200), "pink": (240, 120, 180)})
     with pytest.raises(DataError, match=r"has 3 classes, .* has 2; they differ in Blue-Ball"):
-        train_classifier(tiny_job(trained_copy, data=other, recipe={"epochs": 3}), resume=True)
+        train(tiny_job(trained_copy, data=other, recipe={"epochs": 3}), resume=True)
 
 
 @pytest.mark.parametrize(("field", "value"), [("optimizer", "sgd"), ("freeze", 2), ("layer_decay", 0.9)])
 def test_a_resumed_run_keeps_its_optimiser(trained, tiny_job, field, value):
     with pytest.raises(ConfigError, match=f"a resumed run cannot change its {field}: it has .*, got {value}"):
-        train_classifier(tiny_job(trained, recipe={field: value}), resume=True)
+        train(tiny_job(trained, recipe={field: value}), resume=True)
 
 
 def test_a_plain_resnet_with_a_teacher_and_mixup(trained, tiny_job):
     recipe = {"epochs": 1, "mixup": 0.2, "diversity_weight": 0.1}
-    run = train_classifier(tiny_job("plain", model="resnet18", teacher=str(trained), recipe=recipe))
+    run = train(tiny_job("plain", model="resnet18", teacher=str(trained), recipe=recipe))
     (row,) = read_metrics(run)
     assert {"loss/features", "loss/logits"} <= set(row)
     assert "loss/tokens" not in row
@@ -166,7 +168,7 @@ def test_a_plain_resnet_with_a_teacher_and_mixup(trained, tiny_job):
 
 
 def test_a_student_of_its_teachers_shape_learns_its_tokens(trained, tiny_job):
-    run = train_classifier(tiny_job("student", teacher=str(trained), recipe={"epochs": 1, "diversity_weight": 0.1}))
+    run = train(tiny_job("student", teacher=str(trained), recipe={"epochs": 1, "diversity_weight": 0.1}))
     (row,) = read_metrics(run)
     parts = {k: row[f"loss/{k}"] for k in ("label", "logits", "features", "tokens", "diversity")}
     recipe = read_job(run).recipe
@@ -176,29 +178,29 @@ def test_a_student_of_its_teachers_shape_learns_its_tokens(trained, tiny_job):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_batch(tiny_job):
-    run = train_classifier(tiny_job(recipe={"epochs": 1, "ema": 0.0}))
+    run = train(tiny_job(recipe={"epochs": 1, "ema": 0.0}))
     with pytest.raises(TrainingError, match=r"the loss became (nan|inf) in epoch 2, batch \d, which is in .*bad_batch"):
-        train_classifier(tiny_job(recipe={"epochs": 4, "lr": 1e30, "ema": 0.0, "clip": 0.0}), resume=True)
+        train(tiny_job(recipe={"epochs": 4, "lr": 1e30, "ema": 0.0, "clip": 0.0}), resume=True)
     batch = load_file(run / BAD_BATCH)
     assert batch["images"].shape[0] == batch["targets"].shape[0] == 8
     assert vtviz.load_model(run / "last.safetensors").card.epochs == 1
 
 
 def test_a_full_disk_is_one_line_and_the_last_epoch_is_kept(tiny_job):
-    run = train_classifier(tiny_job(recipe={"epochs": 1}))
+    run = train(tiny_job(recipe={"epochs": 1}))
     kept = (run / STATE).read_bytes()
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:  # no file may grow beyond a megabyte: as good as a full disk
         resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, hard))
         with pytest.raises((TrainingError, CheckpointError), match="File too large") as caught:
-            train_classifier(tiny_job(), resume=True)
+            train(tiny_job(), resume=True)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert "\n" not in str(caught.value)
     assert (run / STATE).read_bytes() == kept
     assert vtviz.load_model(run / "last.safetensors").card.epochs == 1
     assert not list(run.glob(".*"))
-    train_classifier(tiny_job(), resume=True)
+    train(tiny_job(), resume=True)
     assert len(read_metrics(run)) == 2
 
 
@@ -206,22 +208,22 @@ def test_unreadable_files_are_named_and_left_out(tiny_job, make_folder):
     data = make_folder(train=8, val=2)
     broken = data / "train" / "red_ball" / "003.png"
     broken.write_bytes(broken.read_bytes()[:200])
-    run = train_classifier(tiny_job(data=data, recipe={"epochs": 1}))
+    run = train(tiny_job(data=data, recipe={"epochs": 1}))
     assert str(broken) in (run / "skipped.txt").read_text()
     assert checkpoints.read_card(run / "last.safetensors").data["n_train"] == 23
 
 
 def test_a_set_too_large_for_memory_is_decoded_as_it_is_needed(tiny_job, make_folder, monkeypatch):
-    monkeypatch.setattr("vtviz.train.run.MEMORY", -1)
+    monkeypatch.setattr("vtviz.train.setup.MEMORY", -1)
     data = make_folder(train=8, val=4)
     bad = sorted((data / "train").rglob("*.png"))[:12]
     bad[0].write_bytes(b"nothing")
-    run = train_classifier(tiny_job(data=data, recipe={"epochs": 1}, workers=1))
+    run = train(tiny_job(data=data, recipe={"epochs": 1}, workers=1))
     assert len(read_metrics(run)) == 1
     for file in bad:
         file.write_bytes(b"nothing")
     with pytest.raises(DataError, match="11 of 24 images cannot be read; first: ") as caught:
-        train_classifier(tiny_job("other", data=data, recipe={"epochs": 1}, workers=1))
+        train(tiny_job("other", data=data, recipe={"epochs": 1}, workers=1))
     assert "\n" not in str(caught.value)  # though a data-loading process told its whole story
 
 
@@ -255,7 +257,7 @@ def test_freezing_counts_the_papers_stages(tiny_job, tiny_model):
         ({"accelerator": "tpu"}, ConfigError, "cannot use device 'tpu'"),
         ({"accelerator": "meta"}, ConfigError, "cannot use device 'meta'"),
         ({"model": "vt_resnet19"}, ConfigError, "did you mean 'vt_resnet18'"),
-        ({"model": "vt_fpn_resnet18", "model_options": {}}, TrainingError, "not a classifier"),
+        ({"model": "vt_fpn_resnet18", "model_options": {}}, ConfigError, "is a segmentation model"),
         ({"model_options": {"tokens": 4}}, ConfigError, "no option 'tokens'; did you mean 'num_tokens'"),
         ({"data": "/nowhere"}, DataError, "no data folder at /nowhere"),
         ({"teacher": "no_such_teacher"}, CheckpointError, "no checkpoint named 'no_such_teacher'"),
@@ -266,7 +268,7 @@ def test_freezing_counts_the_papers_stages(tiny_job, tiny_model):
 def test_what_cannot_work_is_said_before_anything_is_written(tiny_job, fields, error, message):
     job = tiny_job(**fields)
     with pytest.raises(error, match=message) as caught:
-        train_classifier(job)
+        train(job)
     assert "\n" not in str(caught.value)
     assert not Path(job.out).exists()
 
@@ -295,11 +297,11 @@ def test_a_job_comes_back_from_its_file_or_says_why_not(tiny_job, tmp_path):
 
 
 def test_pixels_on_the_device(tiny_job):
-    run = train_classifier(tiny_job(pixels="device", recipe={"epochs": 1, "augment": "jitter"}))
+    run = train(tiny_job(pixels="device", recipe={"epochs": 1, "augment": "jitter"}))
     assert len(read_metrics(run)) == 1
 
 
 @pytest.mark.slow
 def test_a_compiled_model_trains_and_loads(tiny_job):
-    run = train_classifier(tiny_job(compile=True, recipe={"epochs": 1, "sizes": "48"}))
+    run = train(tiny_job(compile=True, recipe={"epochs": 1, "sizes": "48"}))
     assert vtviz.load_model(run).card.epochs == 1

@@ -11,7 +11,7 @@ from vtviz.data.folder import ClassList
 from vtviz.errors import CheckpointError, ConfigError
 from vtviz.models.registry import build_model
 from vtviz.train.classifier import ClassifierTraining
-from vtviz.train.recipes import Recipe
+from vtviz.train.recipes import ClassificationRecipe
 from vtviz.train.teachers import imagenet_classes, load_teacher, pad_like_tensorflow
 
 CLASSES = ClassList(("n01440764", "n02106662", "n09999999"), ("tench", "German_shepherd", "unicorn"))
@@ -116,7 +116,7 @@ def test_a_plain_resnet_of_ours_is_a_teacher_too(tmp_path, tiny_card, images):
 def test_nothing_of_the_teacher_gets_into_the_student(tiny_checkpoint, tiny_model):
     teacher = load_teacher("tiny", ClassList(("n00000001",), ("x",)))
     student = tiny_model()
-    module = ClassifierTraining(student, Recipe(), checkpoints.Preprocessing(), teacher=teacher)
+    module = ClassifierTraining(student, ClassificationRecipe(), checkpoints.Preprocessing(), teacher=teacher)
     assert module.teacher is teacher
     assert set(module.state_dict()) == {f"model.{k}" for k in student.state_dict()}
     assert copy.deepcopy(module).teacher is teacher  # nor do averages double it

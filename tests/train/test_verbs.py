@@ -11,8 +11,8 @@ from vtviz.cli import app
 from vtviz.errors import CheckpointError, ConfigError, DataError, TrainingError, VtvizError
 from vtviz.train.callbacks import read_metrics
 from vtviz.train.evaluation import evaluate_classifier
+from vtviz.train.job import read_job
 from vtviz.train.recipes import RECIPES
-from vtviz.train.run import read_job
 from vtviz.train.verbs import MALLOC, make_job, parse_fields, wants_malloc
 
 

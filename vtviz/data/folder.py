@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from vtviz.data import imagenet
 from vtviz.data.classes import plain_name
 from vtviz.errors import DataError, did_you_mean
 
@@ -108,41 +109,45 @@ def open_folder(
 ) -> ImageList:
     """List the images of ``root/split/CLASS/*``, or of ``root/CLASS/*`` split by a seed into "train" and "val".
 
+    ImageNet may lie as Kaggle's copy of it does, with a flat "val"; see :mod:`vtviz.data.imagenet`.
+
     Args:
         root: the data set's folder.
         split: any folder below it; "train" or "val" where the folder has no splits.
         classes: the classes of a model, to which folders are matched by id or name; by default the folders themselves,
             sorted, are the classes.
-        names: display names by folder name, for folders called by ids; not used with ``classes``.
+        names: display names by folder name, for folders called by ids; by default those of ImageNet's own list, where
+            it lies in ``root``. Not used with ``classes``.
         seed: of the split that is made where there is none.
 
     Raises:
         DataError: where the folder or the split is missing or empty, or a folder is none of ``classes``.
     """
-    base = Path(root)
+    lists, base = imagenet.find(Path(root))
     if not base.is_dir():
         raise DataError(f"no data folder at {base}")
+    imagenet.check_unpacked(base, split)
     own_split = (base / split).is_dir()
     top = base / split if own_split else base
     if not own_split and (split not in {"train", "val"} or _split_folders(base)):
         raise DataError(f"{base} has no split {split!r}{did_you_mean(split, _split_folders(base))}")
-    folders = sorted(p for p in top.iterdir() if p.is_dir() and not p.name.startswith("."))
-    if not folders:
+    groups = {p.name: _images(p) for p in sorted(top.iterdir()) if p.is_dir() and not p.name.startswith(".")}
+    if not groups and split == "val":
+        groups = imagenet.group_flat(lists, _images(top))
+    if not groups:
         raise DataError(f"{top} has no class folders")
     if classes is None:
-        ids = tuple(p.name for p in folders)
-        classes = ClassList(ids, tuple((names or {}).get(i, i.replace("_", " ")) for i in ids))
+        names = names or imagenet.read_names(lists) or {}
+        classes = ClassList(tuple(groups), tuple(names.get(i, i.replace("_", " ")) for i in groups))
     paths: list[Path] = []
     targets: list[int] = []
-    for folder in folders:
-        files = _images(folder)
-        if not own_split:
-            files = _seeded_part(files, split, seed)
-        index = classes.index(folder.name)
-        paths += files
-        targets += [index] * len(files)
+    for name, files in groups.items():
+        index = classes.index(name)
+        chosen = files if own_split else _seeded_part(files, split, seed)
+        paths += chosen
+        targets += [index] * len(chosen)
     if not paths:
-        raise DataError(f"{top} has {len(folders)} class folders but no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
+        raise DataError(f"{top} has {len(groups)} class folders but no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
     return ImageList(tuple(paths), tuple(targets), classes)
 
 

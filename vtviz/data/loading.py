@@ -227,7 +227,7 @@ def evaluation_loader(
     return DataLoader(data, batch_sampler=batches, num_workers=workers)
 
 
-def training_loader(data: TrainingSet, plan: BatchPlan, *, workers: int = 0, pin: bool = False) -> DataLoader:
+def training_loader(data: Dataset, plan: BatchPlan, *, workers: int = 0, pin: bool = False) -> DataLoader:
     """The plan's batches. The plan stands where a sampler does, so that Lightning tells it the epoch."""
     return DataLoader(
         data, sampler=plan, batch_size=None, num_workers=workers, persistent_workers=workers > 0, pin_memory=pin

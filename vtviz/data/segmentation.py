@@ -119,6 +119,25 @@ class SegmentationDataset(Dataset):
         with _opened(self.sources.masks[index]) as mask:
             return mask.height, mask.width
 
+    def limit(self, count: int | None, seed: int = 0) -> SegmentationDataset:
+        """A random subset of at most ``count`` images, in their order; all of them where None.
+
+        Raises:
+            DataError: for a count below 1.
+        """
+        if count is None or count >= len(self):
+            return self
+        if count < 1:
+            raise DataError(f"a limit must be at least 1 image, got {count}")
+        chosen = np.sort(np.random.default_rng(seed).permutation(len(self))[:count])
+        images, masks = (tuple(files[i] for i in chosen) for files in (self.sources.images, self.sources.masks))
+        return SegmentationDataset(replace(self.sources, images=images, masks=masks))
+
+    def estimate_bytes(self) -> float:
+        """Bytes that :meth:`preload` would take, judged by a sample of the masks."""
+        sample = range(0, len(self), max(1, len(self) // 32))
+        return 4 * float(np.mean([np.prod(self.shape(i)) for i in sample])) * len(self)
+
     def preload(self, progress: Callable[[int, int], None] | None = None) -> SegmentationDataset:
         """Decode everything now, once, into memory that data-loading processes forked later share.
 

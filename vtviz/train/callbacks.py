@@ -1,20 +1,19 @@
-"""What a run does beside training: averaging weights, writing its folder, telling how fast it goes."""
+"""What a run does beside training: averaging weights, writing its folder."""
 
 from __future__ import annotations
 
 import csv
 import os
-import time
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import Callback, TQDMProgressBar, WeightAveraging
+from lightning.pytorch.callbacks import Callback, WeightAveraging
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
@@ -23,6 +22,7 @@ from vtviz.card import Card
 from vtviz.models.registry import model_from_config
 from vtviz.predictor import Predictor
 from vtviz.train.probe import animate, write_probe
+from vtviz.train.progress import Progress
 
 METRICS = "metrics.csv"
 CONFUSION = "confusion.csv"
@@ -58,56 +58,6 @@ class AtomicCheckpoints(TorchCheckpointIO):
             raise OSError(0, " ".join(str(error).split())[:200]) from None
         finally:
             temporary.unlink(missing_ok=True)
-
-
-class Progress(TQDMProgressBar):
-    """Lightning's bar with images a second, the share of time spent waiting for data, and the time left of the run.
-
-    Attributes:
-        images_per_s: of this epoch so far, over all processes.
-        wait: share of this epoch's time spent waiting for data.
-    """
-
-    def __init__(self, batch_size: int) -> None:
-        """``batch_size``: images a micro-batch, over all processes."""
-        super().__init__(refresh_rate=10)
-        self.batch_size = batch_size
-        self.images_per_s = self.wait = 0.0
-        self._began = self._waiting_since = self._waited = 0.0
-
-    def on_train_epoch_start(self, trainer: L.Trainer, *arguments: Any) -> None:
-        """Start the clock."""
-        super().on_train_epoch_start(trainer, *arguments)
-        self._began = self._waiting_since = time.perf_counter()
-        self._waited = 0.0
-
-    def on_train_batch_start(self, *arguments: Any) -> None:
-        """Data have come."""
-        super().on_train_batch_start(*arguments)
-        self._waited += time.perf_counter() - self._waiting_since
-
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Count, and wait for the next data."""
-        self._waiting_since = time.perf_counter()
-        passed = max(1e-9, self._waiting_since - self._began)
-        self.images_per_s = (batch_idx + 1) * self.batch_size / passed
-        self.wait = self._waited / passed
-        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
-
-    def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
-        """What stands behind the bar."""
-        metrics: dict[str, Any] = dict(super().get_metrics(trainer, pl_module))
-        metrics.pop("v_num", None)
-        if self.images_per_s > 0 and trainer.max_epochs:
-            epochs = trainer.max_epochs - trainer.current_epoch
-            batches = epochs * int(trainer.num_training_batches) - (
-                trainer.fit_loop.epoch_loop.batch_progress.current.ready
-            )
-            left = timedelta(seconds=round(max(0, batches) * self.batch_size / self.images_per_s))
-            metrics |= {"img/s": f"{self.images_per_s:.0f}", "wait": f"{self.wait:.0%}", "left": str(left)}
-        return metrics
 
 
 class RunFolder(Callback):
@@ -147,20 +97,19 @@ class RunFolder(Callback):
             self.card,
             epochs=float(epoch),
             accuracy={
-                "top1": metrics["val/top1"],
-                "top5": metrics["val/top5"],
+                **pl_module.accuracy(metrics),
                 "n": self.card.data["n_val"],
                 "size": self.card.preprocessing.size,
                 "split": "val",
                 "precision": self.card.recipe["precision"],
             },
-            tokens={f"block{i}": s for i, s in enumerate(pl_module.token_statistics())},
+            tokens=pl_module.token_statistics(),
             date=datetime.now(tz=UTC).date().isoformat(),
         )
         self._snapshot.load_state_dict(self._weights)
         checkpoints.save(self.folder / "last.safetensors", self._snapshot, card)
-        if metrics["val/top1"] > self.best:
-            self.best = metrics["val/top1"]
+        if metrics[pl_module.score] > self.best:
+            self.best = metrics[pl_module.score]
             checkpoints.save(self.folder / "best.safetensors", self._snapshot, card)
             rows = zip(card.class_ids, pl_module.confusion.tolist(), strict=True)
             _write_csv(

@@ -313,9 +313,10 @@ def _wait_for_turn(job: Job) -> None:
 
 
 def _train(job: Job) -> None:
-    from vtviz.train.run import JOB, TrainingJob, train_classifier  # noqa: PLC0415 - a job that waits stays small
+    from vtviz.train.job import JOB, TrainingJob  # noqa: PLC0415 - a job that waits stays small
+    from vtviz.train.run import train  # noqa: PLC0415
 
-    train_classifier(TrainingJob.from_dict(job.training), resume=(job.folder / JOB).is_file())
+    train(TrainingJob.from_dict(job.training), resume=(job.folder / JOB).is_file())
 
 
 if __name__ == "__main__":

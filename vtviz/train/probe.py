@@ -52,6 +52,11 @@ def write_probe(run: Path, predictor: Predictor, image: np.ndarray, epoch: int) 
     _write_image(folder / f"epoch{epoch:04d}.png", render.grid(maps, cell=CELL, scale=SCALE))
 
 
+def list_panels(run: str | Path) -> dict[int, Path]:
+    """A run's panels: epoch -> PNG file, in their order; empty for a model without tokens."""
+    return {int(file.stem[5:]): file for file in sorted((Path(run) / PROBE).glob("epoch[0-9]*.png"))}
+
+
 def animate(run: str | Path) -> Path | None:
     """Make the run's panels, one an epoch, into an animation.
 
@@ -59,7 +64,7 @@ def animate(run: str | Path) -> Path | None:
         The WebP file ``run/probe/tokens.webp``; None where the run has no panels.
     """
     folder = Path(run) / PROBE
-    frames = [Image.open(file) for file in sorted(folder.glob("epoch*.png"))]
+    frames = [Image.open(file) for file in list_panels(run).values()]
     if not frames:
         return None
     each = round(1000 * min(0.5, max(0.05, SECONDS / len(frames))))

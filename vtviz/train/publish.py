@@ -16,6 +16,7 @@ from vtviz.explain.dissection import best_token
 from vtviz.models.registry import model_from_config
 from vtviz.predictor import Predictor, load_model
 from vtviz.train.evaluation import evaluate_classifier
+from vtviz.train.segmenter_evaluation import evaluate_segmenter
 
 CHOOSING_IMAGES = 200
 """Training images with masks on which the token that covers people best is chosen."""
@@ -84,6 +85,37 @@ def publish_classifier(
     if masks is not None and predictor.strides:
         say(f"tokens against the masks of {masks}")
         tokens["person"] = person_overlap(predictor, masks)
+    return checkpoints.save(target, predictor.model, replace(card, accuracy=accuracy, tokens=tokens, notes=notes))
+
+
+def publish_segmenter(
+    run: str | Path,
+    target: str | Path,
+    data: str | Path,
+    *,
+    split: str = "val",
+    licence: str = "",
+    terms: str = "",
+    notes: str = "",
+    say: Callable[[str], None] = lambda _: None,
+) -> Card:
+    """Score a segmentation run's weights and write them with their card as ``target``; arguments as above.
+
+    Raises:
+        CheckpointError, DataError, ConfigError: in one line.
+    """
+    target = Path(target)
+    model, card = checkpoints.load(run)
+    data_said = {**card.data, "terms": terms or card.data.get("terms", "")}
+    card = replace(card, name=target.stem, licence=licence or card.licence, data=data_said, accuracy={})
+    card = checkpoints.save(target, model, card)
+    predictor = load_model(target, "cpu")
+    say(f"scoring {target.stem} on {data}")
+    scored = evaluate_segmenter(predictor, data, split=split)
+    accuracy = scored.to_dict()
+    tokens = accuracy.pop("tokens")
+    for name in ("model", "flip", "scales"):
+        del accuracy[name]
     return checkpoints.save(target, predictor.model, replace(card, accuracy=accuracy, tokens=tokens, notes=notes))
 
 

@@ -1,4 +1,4 @@
-"""Recipes: everything that decides how a classifier is trained, by name, every field overridable."""
+"""Recipes: everything that decides how a model is trained, by name, every field overridable."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from vtviz.data.loading import AUGMENTATIONS, parse_sizes
 from vtviz.errors import ConfigError, did_you_mean
 
 CHOICES = {
-    "optimizer": ("adamw", "sgd", "rmsprop"),
-    "schedule": ("cosine", "exponential"),
+    "optimizer": ("adamw", "sgd", "nesterov", "rmsprop"),
+    "schedule": ("cosine", "exponential", "poly", "step"),
     "augment": AUGMENTATIONS,
     "precision": ("32-true", "bf16-mixed", "16-mixed"),
 }
@@ -24,9 +24,10 @@ RANGES = {
         ("label_smoothing", "ema", "dropout", "drop_path", "momentum"), ("in [0, 1)", lambda v: 0 <= v < 1)
     ),
     **dict.fromkeys(
-        ("crop_scale_min", "lr_decay", "layer_decay", "rmsprop_decay"), ("in (0, 1]", lambda v: 0 < v <= 1)
+        ("crop_scale_min", "lr_decay", "layer_decay", "rmsprop_decay", "scale_min"), ("in (0, 1]", lambda v: 0 < v <= 1)
     ),
-    **dict.fromkeys(("logit_weight", "warmup_from"), ("in [0, 1]", lambda v: 0 <= v <= 1)),
+    **dict.fromkeys(("logit_weight", "warmup_from", "jitter", "class_balance"), ("in [0, 1]", lambda v: 0 <= v <= 1)),
+    "scale_max": ("from 1 to 4", lambda v: 1 <= v <= 4),
     **dict.fromkeys(
         (
             "feature_weight",
@@ -49,12 +50,12 @@ RANGES = {
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to train a classifier.
+    """What every task's recipe decides.
 
     Attributes:
         epochs: passes over the training images.
         batch_size: images an optimiser step, over all devices and accumulated micro-batches.
-        optimizer: "adamw", "sgd" (Nesterov) or "rmsprop".
+        optimizer: "adamw", "sgd", "nesterov" (SGD with Nesterov's momentum) or "rmsprop".
         lr: peak learning rate, for the whole batch.
         layer_decay: each level below the last layer (block, stage, stem) learns at this share of the rate of the one
             above; 1 is the same rate everywhere.
@@ -64,12 +65,10 @@ class Recipe:
         rmsprop_eps: added to RMSProp's root mean square, as PyTorch does (TensorFlow adds its square under the root).
         warmup_epochs: of a linear rise from ``warmup_from * lr``; may be a fraction.
         warmup_from: share of ``lr`` that the warm-up starts at.
-        schedule: after the warm-up, "cosine" to zero, or "exponential": times ``lr_decay`` an epoch.
-        lr_decay: factor an epoch of the exponential schedule.
-        label_smoothing: share of the target spread over all classes.
-        augment: see :func:`vtviz.data.loading.training_transform`.
-        crop_scale_min: least share of the image's area that a random crop keeps.
-        mixup: alpha of mixup (Zhang et al. 2018); 0 is off.
+        schedule: after the warm-up, "cosine" to zero; "exponential": times ``lr_decay`` an epoch; "poly": (1 - t)^0.9
+            at the fraction t of all epochs; "step": times ``lr_decay`` at each of ``milestones``.
+        lr_decay: factor of the exponential and the step schedule.
+        milestones: of the step schedule, fractions of all epochs, e.g. "0.667,0.889".
         sizes: side of the training crops in pixels by progress, e.g. "64-96@0.5,128".
         eval_size: the page's input size: area eval_size squared, aspect kept.
         dropout: before the last layer.
@@ -79,14 +78,7 @@ class Recipe:
         precision: "32-true", "bf16-mixed" or "16-mixed".
         seed: of initialisation, order and augmentation.
         freeze: stages that are not trained, counted from the input as the paper does (1 is the stem; 4 the whole
-            backbone of a VT-ResNet).
-        feature_weight: weight of the normalised squared error to the teacher's stage outputs, at the start.
-        feature_weight_end: the same at the end; linear between.
-        logit_weight: weight of the KL divergence to the teacher's logits; the labels get 1 minus it.
-        token_weight: weight of the KL divergence to the teacher's token coefficients A.
-        diversity_weight: weight of :func:`vtviz.train.losses.map_redundancy`. Not the paper's: dynamic tokens whose
-            queries are alike look at the same pixels, and nothing else drives them apart.
-        temperature: of both softmaxes in the logits' KL divergence.
+            backbone of a VT-ResNet, 5 that of a segmentation model).
     """
 
     epochs: int = 30
@@ -102,10 +94,7 @@ class Recipe:
     warmup_from: float = 0.01
     schedule: str = "cosine"
     lr_decay: float = 1.0
-    label_smoothing: float = 0.1
-    augment: str = "crop"
-    crop_scale_min: float = 0.25
-    mixup: float = 0.0
+    milestones: str = ""
     sizes: str = "64-96@0.6,96-128"
     eval_size: int = 224
     dropout: float = 0.0
@@ -115,23 +104,18 @@ class Recipe:
     precision: str = "bf16-mixed"
     seed: int = 0
     freeze: int = 0
-    feature_weight: float = 1.0
-    feature_weight_end: float = 0.2
-    logit_weight: float = 0.7
-    token_weight: float = 0.5
-    diversity_weight: float = 0.0
-    temperature: float = 2.0
 
     def __post_init__(self) -> None:
         for field in fields(self):
             _check_kind(field.name, field.default, getattr(self, field.name))
         for name, choices in CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise ConfigError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
+            if (value := getattr(self, name, choices[0])) not in choices:
+                raise ConfigError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
         for name, (words, holds) in RANGES.items():
-            if not holds(getattr(self, name)):  # NaN holds nowhere
+            if hasattr(self, name) and not holds(getattr(self, name)):  # NaN holds nowhere
                 raise ConfigError(f"{name} must be {words}, got {getattr(self, name)}")
         parse_sizes(self.sizes)
+        parse_milestones(self.milestones)
 
     def learning_rate(self, epoch: float) -> float:
         """Factor on ``lr`` after a (fractional) number of epochs."""
@@ -140,7 +124,78 @@ class Recipe:
         past = epoch - self.warmup_epochs
         if self.schedule == "exponential":
             return float(self.lr_decay**past)
+        if self.schedule == "step":
+            return float(self.lr_decay ** sum(epoch >= self.epochs * m for m in parse_milestones(self.milestones)))
+        if self.schedule == "poly":
+            return float((1 - min(1.0, epoch / self.epochs)) ** 0.9)
         return 0.5 * (1 + math.cos(math.pi * min(1.0, past / max(1e-9, self.epochs - self.warmup_epochs))))
+
+
+@dataclass(frozen=True)
+class ClassificationRecipe(Recipe):
+    """How to train a classifier.
+
+    Attributes:
+        label_smoothing: share of the target spread over all classes.
+        augment: see :func:`vtviz.data.loading.training_transform`.
+        crop_scale_min: least share of the image's area that a random crop keeps.
+        mixup: alpha of mixup (Zhang et al. 2018); 0 is off.
+        feature_weight: weight of the normalised squared error to the teacher's stage outputs, at the start.
+        feature_weight_end: the same at the end; linear between.
+        logit_weight: weight of the KL divergence to the teacher's logits; the labels get 1 minus it.
+        token_weight: weight of the KL divergence to the teacher's token coefficients A.
+        diversity_weight: weight of :func:`vtviz.train.losses.map_redundancy`. Not the paper's: dynamic tokens whose
+            queries are alike look at the same pixels, and nothing else drives them apart.
+        temperature: of both softmaxes in the logits' KL divergence.
+    """
+
+    label_smoothing: float = 0.1
+    augment: str = "crop"
+    crop_scale_min: float = 0.25
+    mixup: float = 0.0
+    feature_weight: float = 1.0
+    feature_weight_end: float = 0.2
+    logit_weight: float = 0.7
+    token_weight: float = 0.5
+    diversity_weight: float = 0.0
+    temperature: float = 2.0
+
+
+@dataclass(frozen=True)
+class SegmentationRecipe(Recipe):
+    """How to train a segmentation model.
+
+    Attributes:
+        scale_min: an image's least random scale; 1 is the scale at which the model will see it (``eval_size``).
+        scale_max: its largest.
+        jitter: brightness, contrast and saturation are multiplied by factors within 1 ± this; 0 is off.
+        class_balance: the loss weighs a class's pixels by the class's share of all pixels to the power of minus this:
+            0 treats pixels alike, 1 classes.
+    """
+
+    batch_size: int = 8
+    lr: float = 1e-3
+    sizes: str = "256"
+    eval_size: int = 416
+    scale_min: float = 0.5
+    scale_max: float = 2.0
+    jitter: float = 0.4
+    class_balance: float = 0.0
+
+
+def parse_milestones(text: str) -> tuple[float, ...]:
+    """Read ``"0.667,0.889"``.
+
+    Raises:
+        ConfigError: for anything but rising fractions.
+    """
+    try:
+        values = tuple(float(part) for part in text.split(",") if part.strip())
+    except ValueError:
+        values = (-1.0,)
+    if any(not low < high < 1 for low, high in zip((0.0, *values), values, strict=False)):
+        raise ConfigError(f"milestones must be rising fractions of all epochs, e.g. 0.667,0.889, got {text!r}")
+    return values
 
 
 def _check_kind(name: str, default: Any, value: Any) -> None:
@@ -150,7 +205,7 @@ def _check_kind(name: str, default: Any, value: Any) -> None:
         raise ConfigError(f"{name} must be {kind}, got {value!r}")
 
 
-_PAPER = Recipe(
+_PAPER = ClassificationRecipe(
     epochs=400,  # Sec. 5.1
     batch_size=2048,  # Sec. 5.1, with batch norm synchronised over the devices
     optimizer="rmsprop",  # Sec. 5.1
@@ -177,11 +232,13 @@ _PAPER = Recipe(
     precision="bf16-mixed",  # ours; --set precision=32-true for float32
 )
 
+_DETECTRON2 = 90_000 / 118_287  # "1x" is 90,000 steps; COCO's train2017 has 118,287 images
+
 RECIPES: dict[str, Recipe] = {
     # a 2-core machine: small pictures, half precision, minutes an epoch
-    "small": Recipe(),
+    "small": ClassificationRecipe(),
     # how the shipped IN-109 models were trained
-    "in109": Recipe(
+    "in109": ClassificationRecipe(
         epochs=64,
         batch_size=512,
         lr=3e-3,
@@ -192,13 +249,67 @@ RECIPES: dict[str, Recipe] = {
     ),
     # a few epochs from a trained model, at the page's size; the lower a stage the more it fits any photo: the first two
     # stay as they are (Detectron2 freezes the same ones), the others move the less the lower they are
-    "finetune": Recipe(
+    "finetune": ClassificationRecipe(
         epochs=10, batch_size=64, lr=3e-4, layer_decay=0.7, freeze=2, warmup_epochs=0.5, sizes="160-224", ema=0.99
     ),
     # the paper's ImageNet training (Sec. 5.1): 8 GPUs, vtviz train --recipe imagenet_paper --devices 8
     "imagenet_paper": _PAPER,
     # the paper's ablations (Sec. 5.2): 90 epochs; it says of no other change
     "imagenet_ablation": replace(_PAPER, epochs=90),
+    # a segmentation model from a classifier's backbone on a 2-core machine, a minute an epoch
+    "segment_small": SegmentationRecipe(
+        epochs=40,
+        layer_decay=0.8,
+        ema=0.99,
+        sizes="192-256@0.7,256-320",
+        scale_min=0.6,
+        class_balance=0.5,
+    ),
+    "coco_stuff_paper": SegmentationRecipe(
+        # Sec. 5.3: Detectron2's semantic FPN recipe with 1x training steps, batch 32, base learning rate 0.04, batch
+        # norm synchronised. Taken at its word, 90,000 steps of 32 images; --epochs 12 sees as many images as 1x does.
+        epochs=round(32 * _DETECTRON2),
+        batch_size=32,
+        lr=0.04,
+        # From here on Detectron2's Base-RCNN-FPN and semantic R_50_FPN_1x: SGD without Nesterov, steps at 60,000 and
+        # 80,000, 1,000 steps of warm-up from 0.001, weight decay 1e-4 (ours spares biases), stem and stage 2 frozen,
+        # short side 640 to 800 in training (whole images there; here, crops of 640 at those scales) and 800 in
+        # evaluation, where images of 4:3 have the area of 924 x 924.
+        optimizer="sgd",
+        weight_decay=1e-4,
+        warmup_epochs=1000 * 32 / 118_287,
+        warmup_from=0.001,
+        schedule="step",
+        lr_decay=0.1,
+        milestones="0.6667,0.8889",
+        sizes="640",
+        eval_size=924,
+        scale_min=0.8,
+        scale_max=1.0,
+        jitter=0.0,
+        freeze=2,
+        ema=0.0,
+        clip=0.0,
+    ),
+    "lip_paper": SegmentationRecipe(
+        # Sec. 5.3: SGD, learning rate 0.01, weight decay 5e-4, batch 96, batch norm synchronised; Table 4: 473 x 473
+        batch_size=96,
+        optimizer="sgd",
+        lr=0.01,
+        weight_decay=5e-4,
+        sizes="473",
+        eval_size=473,
+        # From here on the paper is silent: 150 epochs and "poly" decay as CE2P on LIP (Ruan et al. 2019), which has the
+        # same input and weight decay; the random scales are ours.
+        epochs=150,
+        schedule="poly",
+        warmup_epochs=0.0,
+        scale_min=0.75,
+        scale_max=1.25,
+        jitter=0.0,
+        ema=0.0,
+        clip=0.0,
+    ),
 }
 
 
@@ -212,22 +323,24 @@ def make_recipe(name: str | Recipe, **overrides: Any) -> Recipe:
         if name not in RECIPES:
             raise ConfigError(f"unknown recipe {name!r}{did_you_mean(name, RECIPES)}")
         name = RECIPES[name]
-    _check_names(overrides)
+    _check_names(overrides, type(name))
     return replace(name, **overrides)
 
 
 def recipe_from_dict(data: Mapping[str, Any]) -> Recipe:
-    """A recipe from :func:`dataclasses.asdict`'s data, as run folders hold it.
+    """A recipe from :func:`dataclasses.asdict`'s data, as run folders hold it: its fields tell its kind.
 
     Raises:
         ConfigError: for an unknown field, or a value that cannot work.
     """
-    _check_names(data)
-    return Recipe(**data)
+    own = {f.name for f in fields(SegmentationRecipe)} - {f.name for f in fields(Recipe)}
+    kind = SegmentationRecipe if own & set(data) else ClassificationRecipe
+    _check_names(data, kind)
+    return kind(**data)
 
 
-def _check_names(data: Mapping[str, Any]) -> None:
-    known = [f.name for f in fields(Recipe)]
+def _check_names(data: Mapping[str, Any], kind: type[Recipe]) -> None:
+    known = [f.name for f in fields(kind)]
     for key in data:
         if key not in known:
             raise ConfigError(f"recipes have no field {key!r}{did_you_mean(key, known)}")

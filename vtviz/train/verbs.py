@@ -7,8 +7,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,7 +20,11 @@ MALLOC = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(32 * 2**30), "M
 
 Data = Annotated[
     Path | None,
-    typer.Option(metavar="DIR", help="Folder with train/CLASS/* and val/CLASS/*, or CLASS/* (split by the seed)."),
+    typer.Option(
+        metavar="DIR",
+        help="Folder with train/CLASS/* and val/CLASS/*, or CLASS/* (split by the seed); for a segmentation model "
+        "classes.txt, train/images, train/masks and the same of val, or COCO-Stuff or LIP as they are published.",
+    ),
 ]
 Out = Annotated[
     Path, typer.Option("--out", "-o", metavar="RUN", help="Run folder: weights, metrics, all that resuming needs.")
@@ -30,6 +33,7 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
 Classes = Annotated[
     Path | None, typer.Option(metavar="FILE", help="Text file of 'ID name' lines that names class folders.")
 ]
+Groups = Annotated[str | None, typer.Option(metavar="NAME", help="Take classes of a segmentation set together: ccp14.")]
 Epochs = Annotated[int | None, typer.Option(metavar="N", help="Passes over the images. [dim]\\[the recipe's][/dim]")]
 BatchSize = Annotated[int | None, typer.Option(metavar="N", help="Images an optimiser step, over all devices.")]
 LearningRate = Annotated[float | None, typer.Option(help="Peak learning rate. [dim]\\[the recipe's][/dim]")]
@@ -55,7 +59,6 @@ Terms = Annotated[str, typer.Option(help="Terms of the training data, for the mo
 Resume = Annotated[
     bool, typer.Option("--resume", help="Go on with the run in --out, as it was started but for what is given here.")
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the result on stdout as JSON.")]
 
 _RENAMED = {"classes": "classes_file", "device": "accelerator", "option": "model_options"}
 """Option -> field of the job that has another name."""
@@ -74,8 +77,13 @@ def train(
         list[str] | None, typer.Option(metavar="NAME=VALUE", help="A field of the model, num_tokens=8; repeatable.")
     ] = None,
     recipe: Annotated[
-        str, typer.Option(metavar="R", help="small, in109, finetune, imagenet_paper or imagenet_ablation.")
-    ] = "small",
+        str | None,
+        typer.Option(
+            metavar="R",
+            help="small, in109, finetune, imagenet_paper, imagenet_ablation; for segmentation segment_small, "
+            "coco_stuff_paper, lip_paper. [dim]\\[small or segment_small][/dim]",
+        ),
+    ] = None,
     epochs: Epochs = None,
     batch_size: BatchSize = None,
     lr: LearningRate = None,
@@ -90,6 +98,7 @@ def train(
     ] = None,
     teacher: Teacher = None,
     classes: Classes = None,
+    groups: Groups = None,
     limit: Limit = None,
     val_limit: ValLimit = None,
     micro_batch: MicroBatch = None,
@@ -102,7 +111,7 @@ def train(
     terms: Terms = "",
     resume: Resume = False,
 ) -> None:
-    """Train a classifier on folders of images.
+    """Train a classifier on folders of images, or a segmentation model on images with masks.
 
     RUN gets the best and the last weights with their cards, metrics.csv, the confusion matrix, and after each epoch the
     token maps of one image. It is a model like any other: [bold]vtviz extract PHOTO --model RUN[/bold].
@@ -116,6 +125,8 @@ def train(
     vtviz train --resume --out runs/flowers
 
     vtviz train --data imagenet --out runs/paper --recipe imagenet_paper --devices 8
+
+    vtviz train --model vt_fpn_resnet18 --from resnet18_in109 --data camvid --out runs/streets
     """
     _run(context)
 
@@ -130,9 +141,9 @@ def finetune(
         ),
     ] = "vt_resnet18_in109",
     data: Data = None,
-    model: Annotated[str, typer.Option(metavar="M", help="Only with torchvision's backbone: what to build on it.")] = (
-        "vt_resnet18"
-    ),
+    model: Annotated[
+        str, typer.Option(metavar="M", help="What to build on torchvision's backbone, or vt_fpn_… on a classifier's.")
+    ] = ("vt_resnet18"),
     epochs: Epochs = None,
     batch_size: BatchSize = None,
     lr: LearningRate = None,
@@ -148,6 +159,7 @@ def finetune(
     set_: Settings = None,
     teacher: Teacher = None,
     classes: Classes = None,
+    groups: Groups = None,
     limit: Limit = None,
     val_limit: ValLimit = None,
     micro_batch: MicroBatch = None,
@@ -157,7 +169,7 @@ def finetune(
     terms: Terms = "",
     resume: Resume = False,
 ) -> None:
-    """Fit a trained model to folders of images of your own.
+    """Fit a trained model to images of your own.
 
     The last layer is new where the classes are others. Otherwise as [bold]vtviz train[/bold].
 
@@ -165,93 +177,7 @@ def finetune(
 
     vtviz finetune --from vt_resnet18_in109 --data flowers --out runs/flowers
     """
-    _run(context, recipe="finetune")
-
-
-def evaluate(
-    model: Annotated[str, typer.Option("--model", "-m", metavar="M", help="Name, .safetensors file or run's folder.")],
-    data: Annotated[Path, typer.Option(metavar="DIR", help="Folder with SPLIT/CLASS/*, or CLASS/*.")],
-    split: Annotated[str, typer.Option(metavar="S", help="Folder below DIR that is scored.")] = "val",
-    size: Annotated[
-        int | None, typer.Option(metavar="PX", help="The model sees about PX x PX pixels. [dim]\\[its own][/dim]")
-    ] = None,
-    crop: Annotated[
-        str | None, typer.Option(metavar="center", help="The paper's central square. [dim]\\[the whole image][/dim]")
-    ] = None,
-    limit: Annotated[int | None, typer.Option(metavar="N", help="Score a random subset of this many images.")] = None,
-    batch_size: Annotated[int, typer.Option(metavar="N", help="Images at once.")] = 64,
-    device: Device = "auto",
-    workers: Annotated[int, typer.Option(metavar="N", help="Data-loading processes.")] = 0,
-    as_json: AsJson = False,
-) -> None:
-    """Score a classifier: top-1, top-5 and each class, on images prepared as the page prepares them.
-
-    Class folders are matched to the model's classes by id or name, so that any subset of them will do.
-
-    [bold]Example[/bold]
-
-    vtviz evaluate --model vt_resnet18_in109 --data in109 --split val --json
-    """
-    restart_for_malloc(device)
-    from vtviz.train.evaluation import evaluate_classifier
-
-    with _progress() as report:
-        result = evaluate_classifier(
-            model,
-            data,
-            split=split,
-            size=size,
-            crop=crop,
-            limit=limit,
-            batch_size=batch_size,
-            device=device,
-            workers=workers,
-            progress=report,
-        )
-    typer.echo(json.dumps(result.to_dict(), indent=1, ensure_ascii=False) if as_json else result.table())
-
-
-def publish(
-    run: Annotated[Path, typer.Option(metavar="RUN", help="Run folder or .safetensors file.")],
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="NAME.safetensors to write.")],
-    data: Annotated[Path, typer.Option(metavar="DIR", help="Image folder to score on.")],
-    split: Annotated[str, typer.Option(metavar="S", help="Folder below DIR that is scored.")] = "val",
-    sizes: Annotated[str, typer.Option(metavar="PX,…", help="Further input sizes to score at.")] = "96,128,160",
-    also: Annotated[list[Path] | None, typer.Option(metavar="DIR", help="Score on this one too; repeatable.")] = None,
-    masks: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Photos of people with masks: does one token cover them?")
-    ] = None,
-    licence: Annotated[str, typer.Option(metavar="TEXT", help="Of the weights.")] = "",
-    terms: Annotated[str, typer.Option(metavar="TEXT", help="Of the training data.")] = "",
-    notes: Annotated[str, typer.Option(metavar="TEXT", help="For the card.")] = "",
-) -> None:
-    """Write a run as a checkpoint for others: float16 weights, and a card whose figures were measured on them.
-
-    [bold]Example[/bold]
-
-    vtviz publish --run runs/flowers --out checkpoints/flowers.safetensors --data flowers --licence CC0-1.0
-    """
-    restart_for_malloc("cpu")
-    from vtviz.train.publish import publish_classifier
-
-    try:
-        pixels = [int(part) for part in sizes.split(",") if part.strip()]
-    except ValueError:
-        raise ConfigError(f"--sizes takes numbers of pixels, e.g. 96,128, got {sizes!r}") from None
-    card = publish_classifier(
-        run,
-        out,
-        data,
-        split=split,
-        sizes=pixels,
-        also=also or (),
-        masks=masks,
-        licence=licence,
-        terms=terms,
-        notes=notes,
-        say=lambda line: typer.echo(line, err=True),
-    )
-    typer.echo(json.dumps({"accuracy": card.accuracy, "tokens": card.tokens}, indent=1))
+    _run(context, recipe=None)
 
 
 def _run(context: typer.Context, **fixed: Any) -> None:
@@ -261,10 +187,13 @@ def _run(context: typer.Context, **fixed: Any) -> None:
     restart_for_malloc(str(options["device"]))
     if options["data"] is None and not resume:
         raise ConfigError("--data is missing: the folder of images to train on")
-    from vtviz.train.run import read_job, train_classifier
+    from vtviz.train.job import read_job
+    from vtviz.train.run import train
 
     if not resume:
-        typer.echo(train_classifier(make_job(options)))
+        if options["recipe"] is None:
+            options["recipe"] = _usual_recipe(options, tune=context.info_name == "finetune")
+        typer.echo(train(make_job(options)))
         return
     given = {
         name.rstrip("_")
@@ -272,11 +201,22 @@ def _run(context: typer.Context, **fixed: Any) -> None:
         if (source := context.get_parameter_source(name)) is not None and source.name == "COMMANDLINE"
     }
     old = read_job(options["out"])
-    typer.echo(train_classifier(make_job({k: v for k, v in options.items() if k in given}, old), resume=True))
+    typer.echo(train(make_job({k: v for k, v in options.items() if k in given}, old), resume=True))
+
+
+def _usual_recipe(options: Mapping[str, Any], *, tune: bool) -> str:
+    """The recipe where none is named: by the task of the model, or of the checkpoint that training starts from."""
+    from vtviz import checkpoints
+    from vtviz.train.setup import model_task
+
+    task, start = model_task(options["model"]), options["start"]
+    if start is not None and not start.startswith("torchvision:") and task == "classification":
+        task = checkpoints.read_card(checkpoints.find(start)).task
+    return "segment_small" if task == "segmentation" else "finetune" if tune else "small"
 
 
 def make_job(options: Mapping[str, Any], old: Any = None) -> Any:
-    """The :class:`~vtviz.train.run.TrainingJob` that command-line options ask for.
+    """The :class:`~vtviz.train.job.TrainingJob` that command-line options ask for.
 
     Args:
         options: by name; None is "not given".
@@ -287,8 +227,8 @@ def make_job(options: Mapping[str, Any], old: Any = None) -> Any:
     """
     from dataclasses import replace
 
+    from vtviz.train.job import TrainingJob
     from vtviz.train.recipes import make_recipe
-    from vtviz.train.run import TrainingJob
 
     values = {_RENAMED.get(k, k): v for k, v in options.items() if v is not None}
     fields = {k: values.pop(k) for k in _IN_RECIPE if k in values} | parse_fields(values.pop("set", []), "--set")
@@ -317,26 +257,6 @@ def parse_fields(pairs: Sequence[str], option: str = "--set") -> dict[str, Any]:
         except json.JSONDecodeError:
             fields[key.strip().replace("-", "_")] = value
     return fields
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[str, int, int], None]]:
-    """A bar on stderr for (what, done, total)."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    console = Console(stderr=True)
-    with Progress(
-        *Progress.get_default_columns(), console=console, transient=True, disable=not console.is_terminal
-    ) as bar:
-        tasks: dict[str, Any] = {}
-
-        def report(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = bar.add_task(what.capitalize(), total=total)
-            bar.update(tasks[what], completed=done)
-
-        yield report
 
 
 def wants_malloc(device: str, program: str, environment: Mapping[str, str], *, platform: str, gpu: bool) -> bool:
