@@ -5,41 +5,77 @@ python docs/models.py [--check]
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 CLONE = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(CLONE))  # whether vtviz is installed or not
 from vtviz.card import Card
 from vtviz.checkpoints import read_card
 from vtviz.errors import VtvizError
+from vtviz.models.complexity import count_segmenter
+from vtviz.models.registry import model_from_config
+from vtviz.models.vt_fpn import Segmenter
 
 README, CHECKPOINTS = CLONE / "README.md", CLONE / "checkpoints"
 BEGIN, END = "<!-- models: written by docs/models.py -->\n", "<!-- end of models -->\n"
-HEADINGS = ("model", "trained on", "top-1", "at other sizes", "tokens' peak", "tokens' correlation", "people")
+CLASSIFIERS = ("model", "trained on", "top-1", "at other sizes", "tokens' peak", "tokens' correlation", "people")
+SEGMENTERS = ("model", "trained on", "mIoU", "95 % interval", "pixel accuracy", "boundary F", "GMACs", "of the neck")
+COUNTED_AT = 352, 480
+"""Height and width at which a segmentation model's MACs are counted."""
 
 
-def table(folder: Path) -> str:
-    """The cards of a folder as a Markdown table, one line per checkpoint, in the order of their names."""
+def tables(folder: Path) -> str:
+    """The cards of a folder as Markdown tables, classifiers and segmentation models, in the order of their names."""
     cards = [(path, read_card(path)) for path in sorted(folder.glob("*.safetensors"))]
-    lines = [HEADINGS, ["---"] * len(HEADINGS), *(_line(path, card) for path, card in cards)]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    kinds = ("classification", CLASSIFIERS, _classifier), ("segmentation", SEGMENTERS, _segmenter)
+    return "\n".join(
+        _table([headings, *(line(path, card) for path, card in cards if card.task == task)])
+        for task, headings, line in kinds
+        if any(card.task == task for _, card in cards)
+    )
 
 
-def _line(path: Path, card: Card) -> list[str]:
-    accuracy, data = card.accuracy, card.data
-    layers = [v for v in card.tokens.values() if isinstance(v, dict) and "peak" in v]
-    person = card.tokens.get("person", {})
-    photos = f", {data['n_train']:,} photos" if "n_train" in data else ""
-    sizes = {k: v for k, v in accuracy.get("top1_by_size", {}).items() if k != str(accuracy.get("size"))}
+def _table(lines: Sequence[Sequence[str]]) -> str:
+    rule = ["---"] * len(lines[0])
+    return "".join(f"| {' | '.join(line)} |\n" for line in (lines[0], rule, *lines[1:]))
+
+
+def _name(path: Path, card: Card) -> list[str]:
+    photos = f", {card.data['n_train']:,} photos" if "n_train" in card.data else ""
     return [
         f"[{card.name}](checkpoints/{path.stem}.json)" + ("" if card.trained else " (untrained)"),
-        f"{data.get('name', '')}{photos}, {len(card.classes)} classes",
+        f"{card.data.get('name', '')}{photos}, {len(card.classes)} classes",
+    ]
+
+
+def _classifier(path: Path, card: Card) -> list[str]:
+    accuracy = card.accuracy
+    layers = [v for v in card.tokens.values() if isinstance(v, dict) and "peak" in v]
+    person = card.tokens.get("person", {})
+    sizes = {k: v for k, v in accuracy.get("top1_by_size", {}).items() if k != str(accuracy.get("size"))}
+    return [
+        *_name(path, card),
         f"{_percent(accuracy.get('top1'))} of {accuracy.get('n', 0):,}",
         ", ".join(f"{size} px {_percent(sizes[size])}" for size in sorted(sizes, key=int)),
         " / ".join(f"{layer['peak']:.1f}×" for layer in layers),
         " / ".join(f"{layer['correlation']:.2f}" for layer in layers),
         f"{person['iou']:.2f} ({person['untrained_iou']:.2f})" if person else "",
+    ]
+
+
+def _segmenter(path: Path, card: Card) -> list[str]:
+    accuracy = card.accuracy
+    whole, neck = count_segmenter(cast("Segmenter", model_from_config(card.model, card.config)), *COUNTED_AT)
+    return [
+        *_name(path, card),
+        f"{_percent(accuracy.get('miou'))} of {accuracy.get('n', 0):,}",
+        " to ".join(_percent(end) for end in accuracy.get("interval", ())),
+        _percent(accuracy.get("pixel_accuracy")),
+        _percent(accuracy.get("boundary_f")),
+        f"{whole.macs / 1e9:.1f}",
+        f"{neck / 1e9:.2f}",
     ]
 
 
@@ -53,7 +89,7 @@ def renewed(readme: str, folder: Path) -> str:
     _, end, after = rest.partition(END)
     if not end:
         raise VtvizError(f"{README.name} has lost the lines that enclose the table: {BEGIN.strip()} {END.strip()}")
-    return f"{before}{BEGIN}\n{table(folder)}\n{END}{after}"
+    return f"{before}{BEGIN}\n{tables(folder)}\n{END}{after}"
 
 
 def main() -> None:

@@ -19,6 +19,8 @@ from PIL import Image
 import vtviz
 from docs import models as table
 from vtviz import checkpoints, cli
+from vtviz.card import Card
+from vtviz.models.registry import build_model, config_to_dict
 from vtviz.predictor import DEFAULT_MODEL
 
 CLONE = Path(__file__).resolve().parents[1]
@@ -118,7 +120,7 @@ def test_the_table_has_the_figures_of_the_cards(tmp_path, tiny_model, tiny_card)
     )
     checkpoints.save(tmp_path / "second.safetensors", model, card)
     checkpoints.save(tmp_path / "first.safetensors", model, replace(tiny_card(model), trained=False))
-    *_, first, second = table.table(tmp_path).splitlines()
+    *_, first, second = table.tables(tmp_path).splitlines()
     assert first.startswith("| [tiny](checkpoints/first.json) (untrained) | ")
     assert [cell.strip() for cell in second.strip("|").split("|")] == [
         "[second](checkpoints/second.json)",
@@ -129,6 +131,31 @@ def test_the_table_has_the_figures_of_the_cards(tmp_path, tiny_model, tiny_card)
         "0.19 / 0.74",
         "0.40 (0.25)",
     ]
+
+
+def test_segmentation_models_have_a_table_of_their_own(tmp_path):
+    options = {"num_classes": 3, "channels": 32, "head_channels": 64}
+    model = build_model("panoptic_fpn_resnet18", **options)
+    names = ("background", "hair", "skin")
+    accuracy = {"miou": 0.4567, "interval": [0.41, 0.5], "n": 100, "pixel_accuracy": 0.9, "boundary_f": 0.555}
+    config, data = config_to_dict(model.config), {"name": "clothes", "n_train": 800}
+    card = Card("dressed", "panoptic_fpn_resnet18", config, names, names, task="segmentation", data=data)
+    checkpoints.save(tmp_path / "dressed.safetensors", model, replace(card, accuracy=accuracy))
+    heading, _, row = table.tables(tmp_path).splitlines()
+    assert [cell.strip() for cell in heading.strip("|").split("|")] == list(table.SEGMENTERS)
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert cells[:6] == [
+        "[dressed](checkpoints/dressed.json)",
+        "clothes, 800 photos, 3 classes",
+        "45.7% of 100",
+        "41.0% to 50.0%",
+        "90.0%",
+        "55.5%",
+    ]
+    convolutions = sum(32 * 32 * 9 * (352 // 2**k) * (480 // 2**k) for k in (2, 3, 4, 5))
+    laterals = sum(32 * 2 ** (4 + k) * (352 // 2**k) * (480 // 2**k) for k in (2, 3, 4, 5))
+    assert cells[7] == f"{(convolutions + laterals) / 1e9:.2f}"
+    assert float(cells[6]) > float(cells[7])
 
 
 def test_a_readme_without_the_place_for_the_table_is_refused(tmp_path):

@@ -21,6 +21,7 @@ from vtviz.errors import ConfigError
 from vtviz.models.registry import build_model
 from vtviz.models.resnet import ResNet
 from vtviz.models.visual_transformer import Transformer
+from vtviz.models.vt_fpn import Segmenter
 
 IMAGE_SIZE = (224, 224)
 """(H, W) at which the paper counts its classifiers."""
@@ -229,12 +230,17 @@ def _segmentation_rows() -> list[ProfileRow]:
 
 @cache
 def _measure_segmenter(model: str, height: int, width: int, classes: int) -> tuple[Complexity, int]:
-    """The whole model, and the MACs of its neck."""
     built: Any = deepcopy(_build(model, "counts"))
     built.reset_classifier(classes)
-    image = (3, height, width)
-    features = built.backbone(torch.empty(1, *image, device="meta"))
-    return count_complexity(built, image), _count_macs(deepcopy(built.neck).eval(), features)
+    return count_segmenter(built, height, width)
+
+
+def count_segmenter(model: Segmenter, height: int, width: int) -> tuple[Complexity, int]:
+    """What a segmentation model costs for one image of height x width pixels, and the MACs of its neck alone."""
+    twin = deepcopy(model).to("meta").eval()
+    features = twin.backbone(torch.empty(1, twin.config.in_channels, height, width, device="meta"))
+    whole = count_complexity(twin, (twin.config.in_channels, height, width))
+    return whole, _count_macs(twin.neck, features)
 
 
 def _transformer_rows() -> list[ProfileRow]:
