@@ -9,18 +9,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image
 
 CLONE = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(CLONE))  # whether vtviz is installed or not
 import vtviz
-from vtviz.render import colorbar
+from vtviz.panels import panel
+from vtviz.render import value_range
 from vtviz.tokens import check_index
 
 PHOTOS = [CLONE / "app" / "photos" / f"{name}.jpg" for name in ("cat", "coffee", "astronaut", "rocket")]
-CELL, GAP, TEXT = 108, 5, 13
-"""Width of a picture, space between two, size of letters, in pixels."""
-INK = (38, 38, 38)
+CELL = 108
+"""Width of a picture in pixels."""
 
 parser = argparse.ArgumentParser(description="Draw token maps over photos: photos down, tokens across.")
 parser.add_argument("photos", nargs="*", metavar="PHOTO", default=PHOTOS, help="image files; by default the page's")
@@ -69,31 +69,11 @@ def draw(maps: Sequence[vtviz.TokenMaps], tokens: Sequence[int]) -> Image.Image:
 
     The maps hold one layer, the one to draw.
     """
-    # One scale for all: half of the maps that are shown reach its last colour.
-    peaks = [m.times_uniform(0)[tokens].max(axis=(1, 2)) for m in maps]
-    scale = (0.0, max(2.0, float(np.median(peaks))))
-
-    rows = []
-    for m in maps:
-        photo = vtviz.overlay(m, opacity=0)
-        pictures = [photo, *(vtviz.overlay(m, 0, token, scale=scale) for token in tokens)]
-        height = round(CELL * m.geometry.original[0] / m.geometry.original[1])
-        rows.append([Image.fromarray(p).resize((CELL, height), Image.Resampling.LANCZOS) for p in pictures])
-
-    head = 2 * TEXT
-    bar = Image.fromarray(colorbar("jet", scale, height=3 * CELL, text=TEXT))
-    pitch, bottom = CELL + GAP, head + sum(row[0].height + GAP for row in rows)
-    figure = Image.new("RGB", ((1 + len(tokens)) * pitch + 3 * GAP + bar.width, max(bottom, bar.height + GAP)), "white")
-    letters = ImageDraw.Draw(figure)
-    for column, label in enumerate(["photo", *(f"token {token}" for token in tokens)]):
-        x = GAP + column * pitch + (column > 0) * GAP  # the photos stand a little apart
-        letters.text((x + CELL / 2, head / 2), label, INK, anchor="mm", font_size=TEXT)
-        y = head
-        for row in rows:
-            figure.paste(row[column], (x, y))
-            y += row[column].height + GAP
-    figure.paste(bar, (figure.width - bar.width - GAP, head - TEXT))
-    return figure
+    peaks = np.array([m.times_uniform(0)[tokens].max(axis=(1, 2)) for m in maps])
+    scale = value_range(peaks, "shared")  # one for all: half of the maps that are shown reach its last colour
+    rows = [[vtviz.overlay(m, opacity=0), *(vtviz.overlay(m, 0, token, scale=scale) for token in tokens)] for m in maps]
+    headings = ["photo", *(f"token {token}" for token in tokens)]
+    return panel(rows, headings, scale=scale, width=CELL)
 
 
 def main() -> None:

@@ -91,6 +91,30 @@ def _saved_tiny(tmp_path_factory, tiny_model, tiny_card) -> Path:
 def tiny_checkpoint(tmp_path, monkeypatch, _saved_tiny) -> Path:
     """A checkpoint named "tiny" that is found by its name; each test has its own copy."""
     folder = tmp_path / "checkpoints"
-    shutil.copytree(_saved_tiny.parent, folder)
+    shutil.copytree(_saved_tiny.parent, folder, dirs_exist_ok=True)
     monkeypatch.setenv("VTVIZ_CHECKPOINTS", str(folder))
     return folder / _saved_tiny.name
+
+
+@pytest.fixture(scope="session")
+def _saved_segmenter(tmp_path_factory, tiny_model, tiny_card) -> Path:
+    path = tmp_path_factory.mktemp("segmenter") / "segmenter.safetensors"
+    model = tiny_model("vt_fpn_resnet18")
+    card = tiny_card(
+        model,
+        name="segmenter",
+        model="vt_fpn_resnet18",
+        task="segmentation",
+        palette=((0, 0, 0), (255, 0, 0), (0, 128, 0), (0, 0, 255), (250, 250, 250)),
+    )
+    checkpoints.save(path, model, card)
+    return path
+
+
+@pytest.fixture
+def tiny_segmenter(tmp_path, monkeypatch, _saved_segmenter) -> Path:
+    """A VT-FPN's checkpoint named "segmenter" that is found by its name; each test has its own copy."""
+    folder = tmp_path / "checkpoints"
+    shutil.copytree(_saved_segmenter.parent, folder, dirs_exist_ok=True)
+    monkeypatch.setenv("VTVIZ_CHECKPOINTS", str(folder))
+    return folder / _saved_segmenter.name

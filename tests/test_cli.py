@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 import vtviz
-from vtviz.cli import find_images, main
+from vtviz.cli import main
+from vtviz.console import find_images
 from vtviz.models.complexity import profile_rows
 
 
@@ -198,6 +199,107 @@ def test_find_images(photos, tmp_path, monkeypatch, capsys):
     assert len(capsys.readouterr().err.splitlines()) == 3
 
 
+# --- segment
+
+
+@pytest.fixture
+def segment(run, tiny_segmenter, tmp_path):
+    def call(*args):
+        model = () if "--model" in args else ("--model", "segmenter")
+        return run("segment", *args, *model, "--device", "cpu", "--size", "64", "--out", tmp_path / "out")
+
+    return call
+
+
+def test_segment_writes_three_files_for_each_image_and_says_what_it_saw(segment, photos, tmp_path, chelsea):
+    code, out, err = segment(photos / "cat.png", photos / "cup.JPG")
+    assert (code, err) == (0, "")
+    first, second = out.splitlines()
+    assert first.startswith(f"{photos / 'cat.png'} -> {tmp_path / 'out' / 'cat.png'}: class ")
+    assert "cup" in second
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {
+        f"{name}{ending}" for name in ("cat", "cup") for ending in (".png", "_overlay.png", ".json")
+    }
+    found = vtviz.segment(photos / "cat.png", "segmenter", size=64, device="cpu")
+    with Image.open(tmp_path / "out" / "cat.png") as labels:
+        assert labels.mode == "P"
+        assert np.array_equal(np.array(labels), found.labels)
+        assert np.array_equal(np.array(labels.convert("RGB")), np.array(found.palette, np.uint8)[found.labels])
+    with Image.open(tmp_path / "out" / "cat_overlay.png") as overlay:
+        assert np.array_equal(np.array(overlay), vtviz.label_overlay(found))
+    assert json.loads((tmp_path / "out" / "cat.json").read_text()) == found.to_dict()
+
+
+def test_segment_json_is_what_the_api_says(segment, photos, tmp_path):
+    code, out, err = segment(photos / "cat.png", "--json", "--opacity", "1", "--crop", "center")
+    assert (code, err) == (0, "")
+    (result,) = json.loads(out)
+    found = vtviz.segment(photos / "cat.png", "segmenter", size=64, crop="center", device="cpu")
+    files = result.pop("files")
+    assert result == found.to_dict()
+    assert result["unseen"] > 0
+    assert [(tmp_path / "out" / name).samefile(path) for name, path in files.items()] == [True] * 3
+    with Image.open(files["cat_overlay.png"]) as overlay:
+        assert np.array_equal(np.array(overlay), vtviz.label_overlay(found, opacity=1))
+
+
+def test_segment_does_the_others_where_an_image_is_bad(segment, photos, tmp_path):
+    code, out, err = segment(photos, tmp_path / "missing.jpg", "--json")
+    assert code == 2
+    assert [("error" in r, r["image"].rsplit("/", 1)[1]) for r in json.loads(out)] == [
+        (False, "cat.png"), (False, "cup.JPG"), (True, "broken.png"), (True, "missing.jpg"),
+    ]  # fmt: skip
+    assert len(err.splitlines()) == 2
+    assert {p.stem for p in (tmp_path / "out").glob("*.json")} == {"cat", "cup"}
+
+
+def test_segment_never_writes_over_an_image_that_it_was_given(segment, photos, tmp_path):
+    (tmp_path / "out").mkdir()
+    photo = tmp_path / "out" / "cat.png"
+    photo.write_bytes((photos / "cat.png").read_bytes())
+    code, out, err = segment(photos / "cup.JPG", photo)
+    assert (code, out) == (2, "")
+    assert err == f"error: {photo} is one of the images and would be lost: choose another --out\n"
+    assert photo.read_bytes() == (photos / "cat.png").read_bytes()
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["cat.png"]
+
+
+def test_segment_keeps_the_results_of_like_names_apart(segment, photos, tmp_path):
+    for name in ("cat_overlay.jpg", "cat.jpg"):
+        Image.open(photos / "cat.png").save(photos / name)
+    code, _, _ = segment(photos / "cat.png", photos / "cat_overlay.jpg", photos / "cat.jpg")
+    assert code == 0
+    assert {p.stem for p in (tmp_path / "out").glob("*.json")} == {"cat", "cat_overlay-2", "cat-2"}
+    assert len(list((tmp_path / "out").iterdir())) == 9
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--opacity", "2"], "opacity must be from 0 to 1, got 2.0"),
+        (["--model", "tiny"], "tiny is a classifier: it does not segment"),
+        (["--model", "segmentor"], "did you mean 'segmenter'?"),
+        (["--crop", "left"], "'left'"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_segment_says_in_one_line_what_is_wrong(segment, tiny_checkpoint, photos, tmp_path, options, message):
+    code, out, err = segment(photos / "cat.png", *options)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert message in err
+    assert not list((tmp_path / "out").glob("*"))
+
+
+def test_extract_takes_a_segmentation_model(run, tiny_segmenter, photos, tmp_path):
+    command = ("extract", photos / "cat.png", "-m", "segmenter", "--size", "64", "-o", tmp_path / "out", "--json")
+    code, out, err = run(*command)
+    assert (code, err) == (0, "")
+    (result,) = json.loads(out)
+    assert [layer["name"] for layer in result["layers"]] == ["p2", "p3", "p4", "p5"]
+    assert result["predictions"] is None
+    assert len(list((tmp_path / "out" / "cat" / "overlays").iterdir())) == 32
+
+
 # --- models
 
 
@@ -208,10 +310,13 @@ def test_models_lists_checkpoints(run, tiny_checkpoint, tiny_model, tiny_card):
     card = tiny_card(model, name="good", accuracy={"top1": 0.5, "n": 2}, data={"name": "two photos"})
     checkpoints.save(tiny_checkpoint.with_name("good.safetensors"), model, card)
     checkpoints.save(tiny_checkpoint.with_name("raw.safetensors"), model, tiny_card(model, name="raw", trained=False))
+    scored = tiny_card(model, name="parts", task="segmentation", accuracy={"miou": 0.625})
+    checkpoints.save(tiny_checkpoint.with_name("parts.safetensors"), model, scored)
     code, out, err = run("models")
     assert (code, err) == (0, "")
     assert set(out.splitlines()) >= {
         "good  vt_resnet18, 5 classes, top-1 50.0%",
+        "parts  vt_resnet18, 5 classes, mIoU 62.5%",
         "raw  vt_resnet18, 5 classes, untrained",
         "tiny  vt_resnet18, 5 classes, trained",
     }
@@ -219,6 +324,7 @@ def test_models_lists_checkpoints(run, tiny_checkpoint, tiny_model, tiny_card):
     assert stated["good"]["top1"] == 0.5
     assert stated["good"]["data"] == "two photos"
     assert (stated["raw"]["trained"], stated["raw"]["top1"]) == (False, None)
+    assert (stated["parts"]["miou"], stated["good"]["miou"]) == (0.625, None)
     assert stated["tiny"]["path"] == str(tiny_checkpoint)
 
 
@@ -270,12 +376,18 @@ def test_profile_of_a_table_that_is_not_covered(run):
 def test_help_names_every_verb_and_teaches(run):
     code, out, _ = run("--help")
     assert code == 0
-    assert all(verb in out for verb in ("extract", "models", "profile"))
+    assert all(verb in out for verb in ("extract", "segment", "models", "profile"))
     assert vtviz.__version__ in run("--version")[1]
     out = run("extract", "--help")[1]
     assert "vtviz extract cat.jpg --out out" in out
     assert "panel.png" in out
     assert vtviz.predictor.DEFAULT_MODEL in out
+
+
+def test_segment_help_names_the_model_that_is_taken(run):
+    out = run("segment", "--help")[1]
+    assert vtviz.predictor.DEFAULT_SEGMENTER in out
+    assert "NAME_overlay.png" in out
 
 
 @pytest.mark.parametrize("args", [["exract"], ["extract"], ["extract", "a.jpg"], ["profile", "--table", "one"]])

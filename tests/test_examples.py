@@ -12,19 +12,27 @@ import pytest
 from PIL import Image
 
 import vtviz
-from vtviz.predictor import DEFAULT_MODEL
+from vtviz.explain.token_classes import token_classes
+from vtviz.predictor import DEFAULT_MODEL, DEFAULT_SEGMENTER
 
 nbformat = pytest.importorskip("nbformat", reason="nbformat is not installed")
 
 CLONE = Path(__file__).resolve().parents[1]
-SCRIPTS = ("examples/extract.py", "examples/figure6.py", "examples/token_numbers.py", "docs/models.py")
+SCRIPTS = (
+    "examples/extract.py",
+    "examples/figure5.py",
+    "examples/figure6.py",
+    "examples/token_numbers.py",
+    "docs/models.py",
+)
 
 
 @pytest.fixture
-def elsewhere(tiny_checkpoint, tmp_path, monkeypatch) -> Path:
-    """An empty working folder; a small random model answers to the default model's name."""
-    for path in (tiny_checkpoint, tiny_checkpoint.with_suffix(".json")):
-        shutil.copy(path, path.with_stem(DEFAULT_MODEL))
+def elsewhere(tiny_checkpoint, tiny_segmenter, tmp_path, monkeypatch) -> Path:
+    """An empty working folder; small random models answer to the default models' names."""
+    for saved, name in ((tiny_checkpoint, DEFAULT_MODEL), (tiny_segmenter, DEFAULT_SEGMENTER)):
+        for path in (saved, saved.with_suffix(".json")):
+            shutil.copy(path, path.with_stem(name))
     folder = tmp_path / "elsewhere"
     folder.mkdir()
     monkeypatch.chdir(folder)
@@ -90,6 +98,43 @@ def test_token_numbers(run, elsewhere):
     assert float(row["peak"]) == pytest.approx(maps.times_uniform(0)[3].max(), abs=0.005)
 
 
+def test_figure5(run, elsewhere, coffee):
+    printed = run("figure5.py")
+    assert printed.startswith("astronaut.jpg: tokens ")
+    with Image.open("out/figure5.png") as one:
+        size, colours = one.size, {c for _, c in one.convert("RGB").getcolors(1 << 24)}
+    found = vtviz.segment(CLONE / "app/photos/astronaut.jpg")
+    assert {found.palette[c] for c in np.unique(found.labels)} <= colours  # the legend has them as they are
+    Image.fromarray(coffee[:300]).save("wide.png")
+    printed = run("figure5.py", "wide.png", CLONE / "app/photos/astronaut.jpg", "--layer", "-1", "--out", "deep/er.png")
+    with Image.open("deep/er.png") as two:
+        assert two.width - size[0] < 20  # the colour bar's numbers differ
+        assert two.height > size[1] + 54
+    assert [line.split(":")[0] for line in printed.splitlines()[:2]] == ["wide.png", "astronaut.jpg"]
+
+
+def test_figure5_names_tokens_by_their_classes(elsewhere, run, tiny_segmenter):
+    photo = CLONE / "app/photos/cat.jpg"
+    printed = run("figure5.py", photo, "--layer", "3", "--margin", "0")
+    maps = vtviz.extract_tokens(photo, DEFAULT_SEGMENTER)
+    named = token_classes(maps, vtviz.segment(photo).labels, layer=3, margin=0).names
+    assert any(named)
+    expected = ", ".join(f"{token} {name}" for token, name in enumerate(named) if name)
+    assert printed.startswith(f"cat.jpg: tokens {expected}\n")
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("nowhere", "no checkpoint named 'nowhere'"),
+        (DEFAULT_MODEL, "labels need a segmentation model"),
+    ],
+)
+def test_figure5_needs_a_segmentation_model(run, model, message):
+    with pytest.raises(SystemExit, match=rf"^error: [^\n]*{message}[^\n]*$"):
+        run("figure5.py", "--model", model, "--layer", "0")
+
+
 def test_figure6(run, elsewhere):
     chosen = run("figure6.py", "--tokens", "3").split(" of ")[0]
     assert len(chosen.split(",")) == 3
@@ -124,7 +169,7 @@ def test_figure6_chooses_the_tokens_that_are_least_alike(elsewhere):
     assert least_alike(photos, 9) == [0, 1, 2, 3]
 
 
-@pytest.mark.parametrize("script", ["extract.py", "figure6.py", "token_numbers.py"])
+@pytest.mark.parametrize("script", ["extract.py", "figure5.py", "figure6.py", "token_numbers.py"])
 def test_a_missing_photo_is_one_line(run, script):
     with pytest.raises(SystemExit, match=r"^error: [^\n]*nowhere\.jpg[^\n]*$"):
         run(script, "nowhere.jpg")

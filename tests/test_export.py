@@ -1,10 +1,12 @@
+import json
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from vtviz import render
 from vtviz.errors import ConfigError, DataError
-from vtviz.export import name_folders, write_extraction
+from vtviz.export import name_results, write_extraction, write_segmentation
 from vtviz.predictor import Predictor
 from vtviz.tokens import TokenMaps
 
@@ -104,6 +106,32 @@ def test_a_file_in_the_way_is_one_line(maps, tmp_path):
         assert "\n" not in str(error.value)
 
 
+@pytest.fixture(scope="module")
+def segmentation(tiny_model, chelsea):
+    return Predictor(tiny_model("vt_fpn_resnet18")).segment(chelsea[:100, :80], size=64)
+
+
+def test_a_segmentation_is_three_files_beside_whatever_else_is_there(segmentation, tmp_path):
+    (tmp_path / "cat.json").write_text("old")
+    (tmp_path / "dog.json").write_text("{}")
+    written = write_segmentation(segmentation, tmp_path, "cat")
+    assert list(written) == ["cat.png", "cat_overlay.png", "cat.json"]
+    assert files(tmp_path) == {*written, "dog.json"}
+    assert np.array_equal(read(written["cat.png"]), segmentation.labels)
+    assert read(written["cat_overlay.png"]).shape == (100, 80, 3)
+    assert json.loads(written["cat.json"].read_text()) == segmentation.to_dict()
+
+
+def test_a_segmentation_that_cannot_be_written_leaves_nothing(segmentation, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match=r"file: cannot write: ") as error:
+        write_segmentation(segmentation, tmp_path / "file", "cat")
+    assert "\n" not in str(error.value)
+    with pytest.raises(ConfigError, match="opacity"):
+        write_segmentation(segmentation, tmp_path / "new", "cat", opacity=-1)
+    assert not files(tmp_path / "new")
+
+
 @pytest.mark.parametrize(
     ("sources", "names"),
     [
@@ -114,5 +142,11 @@ def test_a_file_in_the_way_is_one_line(maps, tmp_path):
         ([f"{'long' * 60}.png"], ["long" * 25]),
     ],
 )
-def test_folder_names_are_safe_and_unique(sources, names):
-    assert name_folders(sources) == names
+def test_names_are_safe_and_unique(sources, names):
+    assert name_results(sources) == names
+
+
+def test_no_name_is_another_ones_name_with_an_ending():
+    sources = ["cat.jpg", "cat_overlay.jpg", "x_overlay.png", "x.png", "cat.png"]
+    assert name_results(sources) == ["cat", "cat_overlay", "x_overlay", "x", "cat-2"]
+    assert name_results(sources, "_overlay") == ["cat", "cat_overlay-2", "x_overlay", "x-2", "cat-2"]

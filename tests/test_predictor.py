@@ -2,6 +2,7 @@ import io
 import os
 import random
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,8 +12,9 @@ from PIL import Image
 import vtviz
 from vtviz import checkpoints, geometry
 from vtviz.card import Preprocessing
+from vtviz.data.classes import make_palette
 from vtviz.errors import CheckpointError, ConfigError, ImageError
-from vtviz.predictor import Predictor
+from vtviz.predictor import DEFAULT_SEGMENTER, Predictor
 from vtviz.tokens import TokenMaps
 
 ARRAYS = ("coefficients", "tokens_in", "tokens_out", "attention", "projector")
@@ -153,6 +155,89 @@ def test_a_segmentation_model_extracts_and_says_that_it_has_no_topk(tiny_model, 
     with pytest.raises(ConfigError, match="top-k"):
         predictor.predict(chelsea, size=64)
     assert "p5" in maps._repr_html_()
+
+
+# segmentation
+
+
+@pytest.fixture(scope="module")
+def segmenter(tiny_model) -> Predictor:
+    return Predictor(tiny_model("vt_fpn_resnet18"))
+
+
+def test_golden_segmentation(segmenter, astronaut):
+    """The arithmetic of neck, head and resampling, frozen on one photo and known weights."""
+    found = segmenter.segment(astronaut, size=64)
+    np.testing.assert_allclose(found.logits[:, 20, 30], [0.66117, 1.89124, -2.36761, 3.13185, 1.42089], atol=1e-3)
+    np.testing.assert_allclose(found.areas(), [0.0545, 0.1298, 0, 0.6579, 0.1577], atol=1e-3)
+
+
+def test_segmentations_keep_their_order_and_share_batches_by_size(segmenter, chelsea, coffee, astronaut):
+    photos = [chelsea, astronaut, coffee[:200], chelsea[:, ::-1]]
+    together = segmenter.segment(photos, size=96, batch_size=2)
+    for photo, found in zip(photos, together, strict=True):
+        alone = segmenter.segment(photo, size=96)
+        assert isinstance(found, vtviz.Segmentation)
+        assert np.array_equal(found.image, photo)
+        assert found.labels.shape == photo.shape[:2]
+        np.testing.assert_allclose(found.logits, alone.logits, atol=1e-3)
+        assert (found.labels == alone.labels).mean() > 0.999
+    assert segmenter.segment([]) == []
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 2000), (4000, 3000)])
+def test_extreme_shapes_are_segmented_and_every_level_is_extracted(segmenter, shape):
+    photo = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
+    maps = segmenter.extract(photo, size=64)
+    assert [(layer.name, layer.stride) for layer in maps.layers] == [("p2", 4), ("p3", 8), ("p4", 16), ("p5", 32)]
+    for layer in maps.layers:
+        assert layer.coefficients.shape == (1, 8, *(side // layer.stride for side in maps.geometry.input))
+        np.testing.assert_allclose(layer.coefficients.sum((2, 3)), 1, atol=1e-5)
+        assert layer.attention.shape == (4, 8, 32)  # over the tokens of all levels
+        assert layer.error < 1e-4
+    assert maps.at_image_size(-1, 7).shape == shape
+    found = segmenter.segment(photo, size=64)
+    assert found.labels.shape == shape
+    assert found.labels.max() < 5
+    assert found.areas().sum() == pytest.approx(1)
+
+
+def test_the_baseline_segments_too(tiny_model, chelsea):
+    found = Predictor(tiny_model("panoptic_fpn_resnet18")).segment(chelsea, size=64, crop="center")
+    assert found.geometry.input == (64, 64)
+    assert found.labels[0, 0] == 255
+    assert found.logits.shape == (5, 64, 64)
+
+
+def test_a_classifier_does_not_segment(predictor, chelsea):
+    with pytest.raises(ConfigError, match=r"^VTResNet is a classifier: it does not segment; predict\(\) works$"):
+        predictor.segment(chelsea)
+    assert predictor.palette is None
+
+
+def test_the_palette_is_the_cards_or_made_for_the_classes(tiny_model, tiny_card, chelsea):
+    model = tiny_model("vt_fpn_resnet18")
+    card = tiny_card(model, model="vt_fpn_resnet18", task="segmentation", classes=("background", "a", "b", "c", "d"))
+    made = Predictor(model, card).segment(chelsea, size=64).palette
+    assert made == make_palette(card.classes)
+    assert made[0] == (0, 0, 0)
+    colours = tuple((i, 2 * i, 3 * i) for i in range(5))
+    assert Predictor(model, replace(card, palette=colours)).segment(chelsea, size=64).palette == colours
+    with pytest.raises(ConfigError, match="5 classes need as many colours, got 4"):
+        Predictor(model, replace(card, palette=colours[:4]))
+
+
+def test_segmenters_by_name(tiny_segmenter, chelsea):
+    loaded = vtviz.load_model("segmenter", device="cpu")
+    found = vtviz.segment(chelsea, "segmenter", size=64, device="cpu")
+    assert np.array_equal(found.labels, loaded.segment(chelsea, size=64).labels)
+    assert (found.model, found.weights, found.palette) == ("segmenter", loaded.card.sha256, loaded.card.palette)
+    assert set(found.versions) >= {"vtviz", "torch"}
+    two = vtviz.segment([chelsea, chelsea[:, :300]], loaded, size=64, crop="center")
+    assert [s.labels.shape for s in two] == [(300, 451), (300, 300)]
+    with pytest.raises(CheckpointError, match="did you mean 'segmenter'"):
+        vtviz.segment(chelsea, "segmentor")
+    assert DEFAULT_SEGMENTER.startswith("vt_fpn")
 
 
 def test_the_number_of_classes_is_checked(tiny_model):

@@ -2,34 +2,57 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from datetime import timedelta
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 from lightning.pytorch.callbacks import TQDMProgressBar
+from torch import nn
+
+from vtviz.train.flops import StepFlops, count_step, peak_flops
+
+_LOG = logging.getLogger(__name__)
 
 
 class Progress(TQDMProgressBar):
-    """Lightning's bar with images a second, the share of time spent waiting for data, and the time left of the run.
+    """Lightning's bar with images a second, the share of time spent waiting for data, MFU, and the time left.
 
     Attributes:
         images_per_s: of this epoch so far, over all processes.
         wait: share of this epoch's time spent waiting for data.
+        mfu: model FLOPs utilisation of this epoch so far: the FLOP/s that the model's own forward and backward passes
+            need (not a teacher's), over those that the device could do; 0 where it cannot be told. See
+            :mod:`vtviz.train.flops`.
     """
 
     def __init__(self, batch_size: int) -> None:
         """``batch_size``: images a micro-batch, over all processes."""
         super().__init__(refresh_rate=10)
         self.batch_size = batch_size
-        self.images_per_s = self.wait = 0.0
+        self.images_per_s = self.wait = self.mfu = 0.0
+        self._step: StepFlops | None = None
+        self._peak = self._computed = 0.0
         self._began = self._waiting_since = self._waited = 0.0
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Count the model's FLOPs and find the device's, which takes about half a second."""
+        super().on_train_start(trainer, pl_module)
+        if self.is_enabled:
+            try:
+                model = cast("nn.Module", pl_module.model)
+                self._step = count_step(model, getattr(pl_module, "frozen", ()))
+                self._peak = peak_flops(pl_module.device, str(trainer.precision))
+            except Exception as error:  # noqa: BLE001 - a number beside the bar must not stop a run
+                _LOG.info("no MFU: %s", error)
+                self._step = None
 
     def on_train_epoch_start(self, trainer: L.Trainer, *arguments: Any) -> None:
         """Start the clock."""
         super().on_train_epoch_start(trainer, *arguments)
         self._began = self._waiting_since = time.perf_counter()
-        self._waited = 0.0
+        self._waited = self._computed = 0.0
 
     def on_train_batch_start(self, *arguments: Any) -> None:
         """Data have come."""
@@ -44,6 +67,9 @@ class Progress(TQDMProgressBar):
         passed = max(1e-9, self._waiting_since - self._began)
         self.images_per_s = (batch_idx + 1) * self.batch_size / passed
         self.wait = self._waited / passed
+        if self._step is not None:
+            self._computed += self._step.of(batch[0].shape)
+            self.mfu = self._computed / passed / self._peak
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
@@ -56,5 +82,7 @@ class Progress(TQDMProgressBar):
                 trainer.fit_loop.epoch_loop.batch_progress.current.ready
             )
             left = timedelta(seconds=round(max(0, batches) * self.batch_size / self.images_per_s))
-            metrics |= {"img/s": f"{self.images_per_s:.0f}", "wait": f"{self.wait:.0%}", "left": str(left)}
+            metrics |= {"img/s": f"{self.images_per_s:.0f}", "wait": f"{self.wait:.0%}"}
+            metrics |= {"MFU": f"{self.mfu:.0%}"} if self.mfu > 0 else {}
+            metrics["left"] = str(left)
         return metrics
