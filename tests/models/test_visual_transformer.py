@@ -6,16 +6,15 @@ import torch
 from torch import nn
 
 from vtviz.errors import ConfigError
+from vtviz.models.layers import Pointwise, groups_for
+from vtviz.models.position_encoder import PositionEncoder
 from vtviz.models.visual_transformer import (
-    Pointwise,
     PointwiseTransformer,
-    PositionEncoder,
     Projector,
     Tokenizer,
     Transformer,
     VTStage,
     VTStageConfig,
-    groups_for,
 )
 
 SIZES = [(1, 1), (1, 9), (14, 14), (17, 5)]

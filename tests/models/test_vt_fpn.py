@@ -11,9 +11,9 @@ from torchvision.models import resnet50
 
 from vtviz.errors import ConfigError
 from vtviz.hooks import record
+from vtviz.models.layers import BatchNorm2d
 from vtviz.models.registry import MODELS, build_model, config_to_dict, make_config, model_from_config
 from vtviz.models.resnet import ResNetBackbone
-from vtviz.models.visual_transformer import BatchNorm2d
 from vtviz.models.vt_fpn import LEVELS, PanopticFPNConfig, VTFPNConfig, upsample
 
 FAMILIES = ("vt_fpn", "panoptic_fpn")

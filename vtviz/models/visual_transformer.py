@@ -12,24 +12,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
 from vtviz.errors import ConfigError
-
-POSITION_GRID = 14
-"""Side of the grid that coefficient maps are resized to before position encoding: the paper's stage-4 map at 224 px."""
-POSITION_CHANNELS = 32
-"""Length C_P of a position encoding (Eq. 2)."""
-
-
-def groups_for(channels: int) -> int:
-    """Groups of a grouped 1x1 convolution over ``channels`` (256 -> 4, 512 -> 8, 1024 -> 16)."""
-    return max(1, min(16, channels // 64))
+from vtviz.models.layers import BatchNorm2d, Pointwise, groups_for, masked_softmax
+from vtviz.models.position_encoder import POSITION_CHANNELS, PositionEncoder
 
 
 def check_widths(channels: int, token_channels: int, heads: int, kqv_groups: int) -> None:
@@ -117,84 +108,18 @@ class BlockOutput(NamedTuple):
     tokenizer: TokenizerOutput
     transformer: TransformerOutput
     projector: ProjectorOutput | None
+    absent: Tensor | None = None
+    """(N, L) bool: tokens that an :class:`Edit` of this block or an earlier one took out."""
 
 
-class _OwnLayout(torch.autograd.Function):
-    """Identity whose gradient comes back in the memory format of the tensor itself."""
+class Edit(NamedTuple):
+    """What is changed in one layer for each row of a batch, between its tokenizer and its transformer."""
 
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        last = x.is_contiguous(memory_format=torch.channels_last)
-        ctx.memory_format = torch.channels_last if last else torch.contiguous_format
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        return grads[0].contiguous(memory_format=ctx.memory_format)
-
-
-class BatchNorm2d(nn.BatchNorm2d):
-    """Batch norm beside matrix products, whose gradients do not keep to channels_last.
-
-    On the CPU batch norm's backward is some twenty times slower where its input and its gradient differ in layout.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> the same shape."""
-        x = super().forward(x)
-        return _OwnLayout.apply(x) if x.requires_grad and x.device.type == "cpu" else x
-
-
-class Pointwise(nn.Module):
-    """A bias-free 1x1 convolution and its batch norm, over (N, C, L) or (N, C, H, W)."""
-
-    def __init__(self, dims: int, cin: int, cout: int, groups: int = 1, *, zero_init: bool = False) -> None:
-        super().__init__()
-        conv, norm = ((nn.Conv1d, nn.BatchNorm1d), (nn.Conv2d, BatchNorm2d))[dims - 1]
-        self.conv = conv(cin, cout, 1, groups=groups, bias=False)
-        self.norm = norm(cout)
-        # unit gain per group: the transformer is normalised, but the first logits should start at a sane scale
-        nn.init.normal_(self.conv.weight, std=math.sqrt(groups / cin))
-        if zero_init:
-            nn.init.zeros_(self.norm.weight)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C_in, ...) -> (N, C_out, ...)."""
-        return self.norm(self.conv(x))
-
-
-def bilinear_weights(side: int, like: Tensor) -> Tensor:
-    """The matrix (14, side) that resizes ``side`` values to 14 as bilinear ``F.interpolate`` does.
-
-    Rows @ map @ columns^T is the same resize, without a kernel whose threads share out only the 14 x 14 outputs: with
-    thousands of small maps that one takes several times as long as the rest of the network on a GPU.
-    """
-    eye = torch.eye(side, dtype=like.dtype, device=like.device)
-    return F.interpolate(eye[None], POSITION_GRID, mode="linear", align_corners=False)[0].T
-
-
-class PositionEncoder(nn.Module):
-    """P = downsample(A)^T W (Eq. 2, Listing 2): where a token looked, as 32 numbers.
-
-    Coefficient maps are resized to 14 x 14. A map's values shrink as H W grows, so they are multiplied by
-    H W / 14^2, which makes the encoding independent of the resolution (and is the identity at 224 px).
-    """
-
-    def __init__(self, heads: int) -> None:
-        super().__init__()
-        self.reduce = Pointwise(2, heads, 1)
-        self.encode = Pointwise(1, POSITION_GRID**2, POSITION_CHANNELS)
-
-    def forward(self, coefficients: Tensor) -> Tensor:
-        """(N, h, L, H, W) -> (N, 32, L)."""
-        n, heads, tokens, height, width = coefficients.shape
-        maps = coefficients.transpose(1, 2).reshape(n * tokens, heads, height, width)
-        if (height, width) != (POSITION_GRID, POSITION_GRID):
-            rows, columns = (bilinear_weights(side, maps) for side in (height, width))
-            maps = rows @ maps @ columns.T * (height * width / POSITION_GRID**2)
-        maps = maps.to(self.reduce.conv.weight.dtype)  # coefficients are float32 in a model of any dtype
-        reduced = self.reduce(maps).reshape(n, tokens, POSITION_GRID**2)
-        return self.encode(reduced.transpose(1, 2))
+    absent: Tensor | None = None
+    """(N, L) bool over the layer's tokens, the kept ones first: taken out. Their places stay, but no softmax reads them
+    any more, a dynamic tokenizer makes nothing of them, and the classifier's mean leaves them out."""
+    tokens: Tensor | None = None
+    """(N, C_T, L), in the place of what the tokenizer gave."""
 
 
 class Tokenizer(nn.Module):
@@ -248,15 +173,32 @@ class Tokenizer(nn.Module):
         size = feature.shape[-2:]
         coefficients = self.logits(feature, tokens).float().softmax(dim=-1)
         values = self.value(feature).flatten(2).unflatten(1, (self.heads, -1))
-        gathered = values @ coefficients.to(values.dtype).transpose(2, 3)  # Eq. 1
-        maps = coefficients.unflatten(-1, size)
+        return self.gather(values.unflatten(-1, size), coefficients.unflatten(-1, size), tokens)
+
+    def gather(self, values: Tensor, maps: Tensor, tokens: Tensor | None = None) -> TokenizerOutput:
+        """Gather values (N, h, C / h, H, W) with any coefficient maps (N, h, L_new, H, W), and what follows from that.
+
+        ``tokens`` are those of the previous block, half of which stay.
+        """
+        gathered = values.flatten(3) @ maps.flatten(3).to(values.dtype).transpose(2, 3)  # Eq. 1
         new = self.norm(gathered.flatten(1, 2))
         if self.position is not None:
             new = torch.cat((new, self.position(maps).to(new.dtype)), dim=1)
         new = self.token(new)
         if tokens is not None:
             new = torch.cat((tokens[:, :, tokens.shape[2] // 2 :], new), dim=2)  # Eq. 5
-        return TokenizerOutput(new, maps, values.unflatten(-1, size), gathered)
+        return TokenizerOutput(new, maps, values, gathered)
+
+    def places(self, absent: Tensor | None) -> Tensor | None:
+        """Which of this tokenizer's tokens are absent where ``absent`` (N, L) of the previous block's are.
+
+        What was kept keeps its state, and nothing is made with a filter that is not there.
+        """
+        if absent is None:
+            return None
+        filters, kept = absent.split((absent.shape[1] // 2, -(-absent.shape[1] // 2)), dim=1)
+        made = filters if self.dynamic else absent.new_zeros(len(absent), self.coefficients.conv.out_channels)
+        return torch.cat((kept, made), dim=1)
 
 
 class Transformer(nn.Module):
@@ -278,10 +220,11 @@ class Transformer(nn.Module):
         self.ff = Pointwise(1, token_channels, token_channels, zero_init=True)
         self.drop_path = StochasticDepth(drop_path, "row")
 
-    def forward(self, tokens: Tensor) -> TransformerOutput:
-        """(N, C_T, L) -> tokens of the same shape and attention (N, h, L_query, L_key)."""
+    def forward(self, tokens: Tensor, absent: Tensor | None = None) -> TransformerOutput:
+        """(N, C_T, L) -> tokens of the same shape, attention (N, h, L_query, L_key); ``absent`` (N, L) is not read."""
         key, query, value = (f(tokens).unflatten(1, (self.heads, -1)) for f in (self.key, self.query, self.value))
-        attention = (query.transpose(2, 3) @ key * self.scale).float().softmax(dim=-1)
+        out = None if absent is None else absent[:, None, None, :]
+        attention = masked_softmax(query.transpose(2, 3) @ key * self.scale, -1, out)
         mixed = value @ attention.to(value.dtype).transpose(2, 3)
         tokens = tokens + self.drop_path(self.norm(mixed.flatten(1, 2)))
         tokens = tokens + self.drop_path(self.ff(tokens))
@@ -295,8 +238,8 @@ class PointwiseTransformer(nn.Module):
         super().__init__()
         self.ff = Pointwise(1, token_channels, token_channels)
 
-    def forward(self, tokens: Tensor) -> TransformerOutput:
-        """(N, C_T, L) -> tokens of the same shape, no attention."""
+    def forward(self, tokens: Tensor, absent: Tensor | None = None) -> TransformerOutput:  # noqa: ARG002
+        """(N, C_T, L) -> tokens of the same shape, no attention; no token reads another, absent or not."""
         return TransformerOutput(self.ff(tokens), None)
 
 
@@ -325,13 +268,17 @@ class Projector(nn.Module):
         self.adapter = nn.Identity() if channels_in == channels else Pointwise(2, channels_in, channels)
         self.drop_path = StochasticDepth(drop_path, "row")
 
-    def forward(self, feature: Tensor, tokens: Tensor) -> ProjectorOutput:
-        """Feature (N, C_in, H, W) and tokens (N, C_T, L) -> feature (N, C, H, W), coefficients (N, h, L, H, W)."""
+    def forward(self, feature: Tensor, tokens: Tensor, absent: Tensor | None = None) -> ProjectorOutput:
+        """Feature (N, C_in, H, W) and tokens (N, C_T, L) -> feature (N, C, H, W), coefficients (N, h, L, H, W).
+
+        No cell reads the tokens of ``absent`` (N, L).
+        """
         size = feature.shape[-2:]
         query = self.query(feature).flatten(2).unflatten(1, (self.heads, -1))
         key = self.key(tokens).unflatten(1, (self.heads, -1))
         value = self.value(tokens).unflatten(1, (self.heads, -1))
-        coefficients = (key.transpose(2, 3) @ query * self.scale).float().softmax(dim=2)
+        out = None if absent is None else absent[:, None, :, None]
+        coefficients = masked_softmax(key.transpose(2, 3) @ query * self.scale, 2, out)
         projection = (value @ coefficients.to(value.dtype)).flatten(1, 2).unflatten(-1, size)
         feature = self.adapter(feature) + self.drop_path(self.norm(projection))
         return ProjectorOutput(feature, coefficients.unflatten(-1, size))
@@ -365,13 +312,29 @@ class VTBlock(nn.Module):
             else None
         )
 
-    def forward(self, feature: Tensor, tokens: Tensor | None = None) -> BlockOutput:
-        """Feature (N, C_in, H, W) and the previous block's tokens -> :class:`BlockOutput`."""
+    def forward(
+        self,
+        feature: Tensor,
+        tokens: Tensor | None = None,
+        absent: Tensor | None = None,
+        edit: Edit | None = None,
+    ) -> BlockOutput:
+        """Feature (N, C_in, H, W), the previous block's tokens and which of them are absent, what to change here."""
         tokenized = self.tokenizer(feature, tokens)
-        transformed = self.transformer(tokenized.tokens)
-        projected = None if self.projector is None else self.projector(feature, transformed.tokens)
+        given, absent = apply_edit(tokenized.tokens, self.tokenizer.places(absent), edit)
+        transformed = self.transformer(given, absent)
+        projected = None if self.projector is None else self.projector(feature, transformed.tokens, absent)
         out = feature if projected is None else projected.feature
-        return BlockOutput(out, transformed.tokens, tokenized, transformed, projected)
+        return BlockOutput(out, transformed.tokens, tokenized, transformed, projected, absent)
+
+
+def apply_edit(tokens: Tensor, absent: Tensor | None, edit: Edit | None) -> tuple[Tensor, Tensor | None]:
+    """A layer's tokens and those of them that are absent, after its edit."""
+    if edit is None:
+        return tokens, absent
+    if edit.absent is not None:
+        absent = edit.absent if absent is None else absent | edit.absent
+    return tokens if edit.tokens is None else edit.tokens, absent
 
 
 class VTStage(nn.Module):
@@ -397,11 +360,14 @@ class VTStage(nn.Module):
             for i in range(config.blocks)
         )
 
-    def forward(self, feature: Tensor) -> list[BlockOutput]:
-        """Feature (N, C_in, H, W) -> each block's output; the last one's ``tokens`` are the stage's."""
+    def forward(self, feature: Tensor, edits: Sequence[Edit | None] = ()) -> list[BlockOutput]:
+        """Feature (N, C_in, H, W) -> each block's output; the last one's ``tokens`` are the stage's.
+
+        ``edits``: what to change in each block, of the first blocks where there are fewer.
+        """
         outputs: list[BlockOutput] = []
-        tokens = None
-        for block in self.blocks:
-            outputs.append(block(feature, tokens))
-            feature, tokens = outputs[-1].feature, outputs[-1].tokens
+        tokens = absent = None
+        for i, block in enumerate(self.blocks):
+            outputs.append(block(feature, tokens, absent, edits[i] if i < len(edits) else None))
+            feature, tokens, absent = outputs[-1].feature, outputs[-1].tokens, outputs[-1].absent
         return outputs

@@ -18,14 +18,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vtviz.errors import ConfigError
+from vtviz.models.layers import Pointwise
 from vtviz.models.resnet import ResNetBackbone, drop_path_rates, set_drop_path
 from vtviz.models.visual_transformer import (
     BlockOutput,
-    Pointwise,
+    Edit,
     Projector,
     Tokenizer,
     Transformer,
     TransformerOutput,
+    apply_edit,
     check_widths,
 )
 
@@ -161,20 +163,30 @@ class VTNeck(nn.Module):
             Projector(channels, channels, token_channels, heads=config.heads, groups=config.groups) for _ in channels_in
         )
 
-    def forward(self, features: Sequence[Tensor]) -> list[BlockOutput]:
+    def forward(self, features: Sequence[Tensor], edits: Sequence[Edit | None] = ()) -> list[BlockOutput]:
         """Backbone outputs, finest first -> each level's output, finest first.
+
+        ``edits``: what to change in each level, finest first, of the first levels where there are fewer.
 
         The transformer sees the tokens of all levels, finest level first. A level's ``tokens`` and ``transformer`` are
         its own L rows of it: tokens (N, C_T, L), attention (N, h, L, 4 L) over the tokens of all levels.
         """
         maps = [lateral(x) for lateral, x in zip(self.laterals, features, strict=True)]
         tokenized = [tokenizer(x) for tokenizer, x in zip(self.tokenizers, maps, strict=True)]
-        transformed = self.transformer(torch.cat([t.tokens for t in tokenized], dim=2))
+        chosen = [*edits, *[None] * (len(maps) - len(edits))]
+        edited = [apply_edit(t.tokens, None, edit) for t, edit in zip(tokenized, chosen, strict=True)]
+        absent: list[Tensor | None] = [a for _, a in edited]
+        everywhere = None
+        if any(a is not None for a in absent):
+            absent = [a if a is not None else t.new_zeros(len(t), t.shape[2], dtype=torch.bool) for t, a in edited]
+            everywhere = torch.cat([a for a in absent if a is not None], dim=1)
+        transformed = self.transformer(torch.cat([t for t, _ in edited], dim=2), everywhere)
         tokens = transformed.tokens.split(self.num_tokens, dim=2)
         attention = transformed.attention.split(self.num_tokens, dim=2)
-        projected = [projector(x, t) for projector, x, t in zip(self.projectors, maps, tokens, strict=True)]
+        levels = zip(self.projectors, maps, tokens, absent, strict=True)
+        projected = [projector(x, t, a) for projector, x, t, a in levels]
         return [
-            BlockOutput(p.feature, tokens[i], tokenized[i], TransformerOutput(tokens[i], attention[i]), p)
+            BlockOutput(p.feature, tokens[i], tokenized[i], TransformerOutput(tokens[i], attention[i]), p, absent[i])
             for i, p in enumerate(projected)
         ]
 
@@ -301,3 +313,13 @@ class VTFPN(Segmenter):
         levels = self.neck(self.backbone(x))
         logits = self.forward_head([level.feature for level in levels], x.shape[-2:])
         return (logits, levels) if return_maps else logits
+
+    def forward_edited(
+        self, features: Sequence[Tensor], edits: Sequence[Edit | None], size: Sequence[int]
+    ) -> tuple[Tensor, list[BlockOutput]]:
+        """Backbone outputs -> logits at the image's ``size`` (H, W) and every level's output, with tokens changed.
+
+        ``edits``: one a level, finest first; see :class:`~vtviz.models.visual_transformer.Edit`.
+        """
+        levels = self.neck(features, edits)
+        return self.forward_head([level.feature for level in levels], size), levels

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from vtviz.models.resnet import Classifier, ResNetBackbone, drop_path_rates, set_drop_path
-from vtviz.models.visual_transformer import BlockOutput, VTStage, VTStageConfig
+from vtviz.models.visual_transformer import BlockOutput, Edit, VTStage, VTStageConfig
 
 
 @dataclass(frozen=True)
@@ -60,9 +61,22 @@ class VTResNet(Classifier):
         """Image (N, in_channels, H, W), normalised -> the stage's output tokens (N, C_T, L)."""
         return self.stage(self.backbone(x)[-1])[-1].tokens
 
-    def forward_head(self, tokens: Tensor) -> Tensor:
-        """Tokens (N, C_T, L) -> logits (N, num_classes): the mean token, dropout, linear."""
-        return self.fc(self.dropout(tokens.mean(dim=2)))
+    def forward_head(self, tokens: Tensor, absent: Tensor | None = None) -> Tensor:
+        """Tokens (N, C_T, L) -> logits (N, num_classes): the mean of the tokens that are there, dropout, linear."""
+        if absent is None:
+            mean = tokens.mean(dim=2)
+        else:
+            there = (~absent)[:, None, :].to(tokens.dtype)
+            mean = (tokens * there).sum(dim=2) / there.sum(dim=2).clamp(min=1)
+        return self.fc(self.dropout(mean))
+
+    def forward_edited(self, feature: Tensor, edits: Sequence[Edit | None]) -> tuple[Tensor, list[BlockOutput]]:
+        """Stage 4's output (N, C, H, W) -> logits and every block's output, with tokens changed on the way.
+
+        ``edits``: one a block, of the first blocks where there are fewer.
+        """
+        outputs = self.stage(feature, edits)
+        return self.forward_head(outputs[-1].tokens, outputs[-1].absent), outputs
 
     def forward(self, x: Tensor, *, return_maps: bool = False) -> Tensor | tuple[Tensor, list[BlockOutput]]:
         """Image (N, in_channels, H, W), normalised, any size from 1 x 1 -> logits (N, num_classes).

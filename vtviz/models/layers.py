@@ -1,0 +1,66 @@
+"""The layers that visual transformers are made of."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def groups_for(channels: int) -> int:
+    """Groups of a grouped 1x1 convolution over ``channels`` (256 -> 4, 512 -> 8, 1024 -> 16)."""
+    return max(1, min(16, channels // 64))
+
+
+class _OwnLayout(torch.autograd.Function):
+    """Identity whose gradient comes back in the memory format of the tensor itself."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        last = x.is_contiguous(memory_format=torch.channels_last)
+        ctx.memory_format = torch.channels_last if last else torch.contiguous_format
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return grads[0].contiguous(memory_format=ctx.memory_format)
+
+
+class BatchNorm2d(nn.BatchNorm2d):
+    """Batch norm beside matrix products, whose gradients do not keep to channels_last.
+
+    On the CPU batch norm's backward is some twenty times slower where its input and its gradient differ in layout.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> the same shape."""
+        x = super().forward(x)
+        return _OwnLayout.apply(x) if x.requires_grad and x.device.type == "cpu" else x
+
+
+class Pointwise(nn.Module):
+    """A bias-free 1x1 convolution and its batch norm, over (N, C, L) or (N, C, H, W)."""
+
+    def __init__(self, dims: int, cin: int, cout: int, groups: int = 1, *, zero_init: bool = False) -> None:
+        super().__init__()
+        conv, norm = ((nn.Conv1d, nn.BatchNorm1d), (nn.Conv2d, BatchNorm2d))[dims - 1]
+        self.conv = conv(cin, cout, 1, groups=groups, bias=False)
+        self.norm = norm(cout)
+        # unit gain per group: the transformer is normalised, but the first logits should start at a sane scale
+        nn.init.normal_(self.conv.weight, std=math.sqrt(groups / cin))
+        if zero_init:
+            nn.init.zeros_(self.norm.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C_in, ...) -> (N, C_out, ...)."""
+        return self.norm(self.conv(x))
+
+
+def masked_softmax(logits: Tensor, dim: int, absent: Tensor | None = None) -> Tensor:
+    """Softmax in float32, in which what is ``absent`` (bool, broadcast to the logits) has no part and gets 0."""
+    logits = logits.float()
+    if absent is None:
+        return logits.softmax(dim)
+    return logits.masked_fill(absent, -torch.inf).softmax(dim).masked_fill(absent, 0.0)
