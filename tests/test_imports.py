@@ -22,7 +22,7 @@ ROOMS = (
     ("export",),
     ("explain",),
     ("train",),
-    ("cli", "console", "segment_verb"),
+    ("cli", "console", "segment_verb", "ablate_verb"),
 )
 """Imports go from a later room to an earlier one, or stay. A new module needs a place here."""
 LEVELS = {room: level for level, rooms in enumerate(ROOMS) for room in rooms}

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import vtviz
+from vtviz.ablate_verb import ablate
 from vtviz.console import FAILED, Crop, Device, Images, Json, Out, Size, complain, each_image, find_images, print_json
 from vtviz.errors import CheckpointError, ConfigError, VtvizError
 from vtviz.segment_verb import segment
@@ -259,6 +260,7 @@ QUANTITIES = {"params": "params (M)", "macs": "MACs (G)", "neck_macs": "neck (G)
 
 
 app.command()(segment)
+app.command()(ablate)
 app.command()(verbs.train)
 app.command()(verbs.finetune)
 app.command()(scoring_verbs.evaluate)

@@ -248,7 +248,7 @@ class Predictor:
             Logits, and one :class:`~vtviz.hooks.Layer` per layer of tokens (none for a model without tokens).
         """
         dtype = next(self.model.parameters()).dtype
-        with _inference(self.model, self.device):
+        with inference(self.model, self.device):
             x = self.preprocessing.normalize(x.to(self.device)).to(dtype)
             if hook_free:
                 logits, blocks = self.model(x, return_maps=True)
@@ -258,7 +258,7 @@ class Predictor:
 
 
 @contextmanager
-def _inference(model: nn.Module, device: torch.device) -> Iterator[None]:
+def inference(model: nn.Module, device: torch.device) -> Iterator[None]:
     """Evaluation mode without gradients and without a caller's autocast, all put back at the end."""
     training = [m for m in model.modules() if m.training]
     # no_grad and not inference_mode: a caller's autocast would cache inference tensors of the weights for training

@@ -1,0 +1,280 @@
+"""Does a token matter? Take it out, or put another in its place, and see what the model says then.
+
+A token is changed between its layer's tokenizer and transformer, and the model goes on from there:
+
+========  =============================================================================================================
+mode      what stands in the token's place
+========  =============================================================================================================
+absent    nothing: no softmax reads it from there on, no filter is made of it, the classifier's mean leaves it out
+mean      the mean of the same token over other images
+random    the token gathered with its own map, the cells shuffled: the same entropy elsewhere; the mean of some draws
+gaussian  the token gathered with a centred Gaussian map: all it knows is that photos have a middle
+========  =============================================================================================================
+
+The last two are the baselines. A token whose absence matters, but whose place a shuffled map fills as well, matters as
+an average of the photo and not for where it looks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vtviz import geometry
+from vtviz.errors import ConfigError, did_you_mean
+from vtviz.explain.effects import AreaJudge, ClassJudge, Effects, plain
+from vtviz.images import ImageSource
+from vtviz.images import load as load_image
+from vtviz.models.visual_transformer import BlockOutput, Edit, Tokenizer
+from vtviz.models.vt_fpn import VTFPN
+from vtviz.predictor import Predictor, inference
+from vtviz.tokens import check_index
+
+MODES = ("absent", "mean", "random", "gaussian")
+ROWS = 32
+"""Changed tokens that go through the model at once."""
+SIGMA = 0.25
+"""Width of the centred Gaussian, as a share of the map's sides."""
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, eq=False)
+class LayerAblation:
+    """The effects of changing each of a layer's tokens, one at a time.
+
+    Attributes:
+        name: of the layer.
+        kept: how many of its tokens come from the previous layer; they stand first.
+        effects: mode -> effects.
+    """
+
+    name: str
+    kept: int
+    effects: dict[str, Effects]
+
+
+@dataclass(frozen=True, eq=False)
+class Ablation:
+    """Every token of every layer, changed one at a time, for one image.
+
+    Attributes:
+        model: name of the checkpoint.
+        classes: names in the order of the logits.
+        target: index of the class that is watched; None for a segmentation model, where all are.
+        probability: of the target, before; NaN for a segmentation model.
+        top1: the most probable class before; -1 for a segmentation model.
+        areas: (C,) float32, each class's share of the pixels before; None for a classifier.
+        layers: in the order of the forward pass.
+    """
+
+    model: str
+    classes: tuple[str, ...]
+    target: int | None
+    probability: float
+    top1: int
+    areas: np.ndarray | None
+    layers: tuple[LayerAblation, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON data."""
+        layers = [
+            {"name": x.name, "kept": x.kept, "effects": {mode: e.to_dict() for mode, e in x.effects.items()}}
+            for x in self.layers
+        ]
+        data: dict[str, Any] = {"model": self.model, "layers": layers}
+        if self.target is None:
+            shares = [] if self.areas is None else plain(self.areas)
+            return {**data, "classes": [{"label": c, "area": a} for c, a in zip(self.classes, shares, strict=True)]}
+        watched = {"index": self.target, "label": self.classes[self.target], "probability": self.probability}
+        return {**data, "target": watched, "top1": {"index": self.top1, "label": self.classes[self.top1]}}
+
+
+def ablate(
+    predictor: Predictor,
+    image: ImageSource,
+    *,
+    target: int | None = None,
+    modes: Sequence[str] = ("absent", "random", "gaussian"),
+    reference: Sequence[np.ndarray] | None = None,
+    truth: np.ndarray | None = None,
+    draws: int = 4,
+    seed: int = 0,
+    size: int | None = None,
+    crop: str | None = None,
+    progress: Progress = lambda *_: None,
+) -> Ablation:
+    """Change each token of each layer, one at a time, and see what becomes of the answer.
+
+    Args:
+        predictor: of a model with tokens.
+        image: what :func:`vtviz.images.load` takes.
+        target: the class to watch, by index; the most probable one by default. For classifiers.
+        modes: of :data:`MODES`; "mean" needs a reference.
+        reference: for each layer (L, C_T), from :func:`mean_tokens`.
+        truth: (H, W) integers, right classes of the image's pixels; others than classes are ignored. For segmentation.
+        draws: shuffled maps a token in the mode "random", whose effects are averaged.
+        seed: of the shuffles.
+        size: as for :meth:`Predictor.extract`.
+        crop: likewise.
+        progress: called with (changed tokens seen, in all).
+
+    Raises:
+        ImageError: for an image that cannot be read.
+        ConfigError: for a model without tokens, or an option that cannot work.
+    """
+    _check(predictor, modes, reference, draws)
+    photo = load_image(image)
+    fitted = predictor.fit((photo.shape[0], photo.shape[1]), size=size, crop=crop)
+    rng = torch.Generator().manual_seed(seed)
+    with inference(predictor.model, predictor.device):
+        x = predictor.preprocessing.normalize(geometry.to_tensor(photo, fitted)[None].to(predictor.device))
+        run = _Run(predictor.model, x)
+        logits, outputs = run.forward([])
+        judge: ClassJudge | AreaJudge
+        if predictor.palette is None:
+            watched = int(logits.argmax()) if target is None else check_index("class", target, logits.shape[1])
+            judge = ClassJudge(logits[0].float(), watched % logits.shape[1])
+        else:
+            judge = AreaJudge(logits.float(), truth, fitted)
+        jobs = [
+            (layer, mode, list(_replacements(run, outputs, layer, mode, reference, draws, rng)))
+            for layer in range(len(outputs))
+            for mode in modes
+        ]
+        total, done = sum(len(rows) for _, _, rows in jobs), 0
+        found: list[dict[str, Effects]] = [{} for _ in outputs]
+        for layer, mode, rows in jobs:
+            answers: list[tuple[int, Any]] = []
+            for start in range(0, len(rows), ROWS):
+                some = rows[start : start + ROWS]
+                changed, _ = run.forward([None] * layer + [_stack([edit for _, edit in some])], rows=len(some))
+                answers += [(token, judge.judge(row)) for (token, _), row in zip(some, changed.float(), strict=True)]
+                done += len(some)
+                progress(done, total)
+            found[layer][mode] = judge.collect(answers, outputs[layer].tokens.shape[2])
+    layers = zip(predictor.layer_names, outputs, found, strict=True)
+    return Ablation(
+        model=predictor.name,
+        classes=predictor.classes,
+        target=judge.target if isinstance(judge, ClassJudge) else None,
+        probability=judge.probability if isinstance(judge, ClassJudge) else float("nan"),
+        top1=judge.top1 if isinstance(judge, ClassJudge) else -1,
+        areas=judge.areas if isinstance(judge, AreaJudge) else None,
+        layers=tuple(LayerAblation(name, _kept(out), effects) for name, out, effects in layers),
+    )
+
+
+def mean_tokens(
+    predictor: Predictor, images: Sequence[ImageSource], *, progress: Progress = lambda *_: None
+) -> list[np.ndarray]:
+    """Each layer's tokens before its transformer, the mean over images: for each layer (L, C_T) float32.
+
+    Raises:
+        ImageError: for an image that cannot be read.
+        ConfigError: for a model without tokens, or no images.
+    """
+    if not images:
+        raise ConfigError("a reference needs at least one image, got none")
+    total: list[np.ndarray] = []
+    for done, image in enumerate(images, start=1):
+        tokens = [layer.tokens_in.astype(np.float64) for layer in predictor.extract(image).layers]
+        total = tokens if done == 1 else [a + b for a, b in zip(total, tokens, strict=True)]
+        progress(done, len(images))
+    return [(each / len(images)).astype(np.float32) for each in total]
+
+
+class _Run:
+    """One image's backbone output, from which a model goes on with its tokens changed."""
+
+    def __init__(self, model: Any, x: Tensor) -> None:
+        self.model, self.size = model, x.shape[-2:]
+        features = model.backbone(x)
+        self.features = features if isinstance(model, VTFPN) else features[-1]
+
+    def forward(self, edits: Sequence[Edit | None], rows: int = 1) -> tuple[Tensor, list[BlockOutput]]:
+        if isinstance(self.model, VTFPN):
+            several = [f.expand(rows, -1, -1, -1) for f in self.features]
+            return self.model.forward_edited(several, edits, self.size)
+        return self.model.forward_edited(self.features.expand(rows, -1, -1, -1), edits)
+
+    def tokenizer(self, layer: int) -> Tokenizer:
+        if isinstance(self.model, VTFPN):
+            return self.model.neck.tokenizers[layer]  # type: ignore[index, return-value]
+        return self.model.stage.blocks[layer].tokenizer
+
+
+def _replacements(
+    run: _Run,
+    outputs: Sequence[BlockOutput],
+    layer: int,
+    mode: str,
+    reference: Sequence[np.ndarray] | None,
+    draws: int,
+    rng: torch.Generator,
+) -> Iterator[tuple[int, Edit]]:
+    """(token, edit of one row) for each token of a layer that the mode applies to."""
+    out = outputs[layer]
+    tokens = out.tokenizer.tokens
+    count, kept = tokens.shape[2], _kept(out)
+    if mode == "absent":
+        for token, row in enumerate(torch.eye(count, dtype=torch.bool, device=tokens.device)):
+            yield token, Edit(absent=row[None])
+        return
+    if mode == "mean":
+        mean = torch.from_numpy((reference or ())[layer]).to(tokens).T
+        for token in range(count):
+            yield token, Edit(tokens=_with_token(tokens, token, mean[:, token]))
+        return
+    before = outputs[layer - 1].tokens if kept else None
+    maps = out.tokenizer.coefficients
+    for _ in range(draws if mode == "random" else 1):
+        if mode == "random":
+            shuffled = torch.randperm(maps[0, 0, 0].numel(), generator=rng).to(maps.device)
+            other = maps.flatten(3)[..., shuffled].view_as(maps)
+        else:
+            other = centred_gaussian(maps.shape[-2], maps.shape[-1]).to(maps).expand_as(maps)
+        gathered = run.tokenizer(layer).gather(out.tokenizer.values, other, before).tokens
+        for token in range(kept, count):
+            yield token, Edit(tokens=_with_token(tokens, token, gathered[0, :, token]))
+
+
+def centred_gaussian(height: int, width: int) -> Tensor:
+    """A map (height, width) float32 that sums to 1: a Gaussian on the middle, its widths :data:`SIGMA` of the sides."""
+    axes = [torch.linspace(-0.5, 0.5, n) if n > 1 else torch.zeros(1) for n in (height, width)]
+    rows, columns = (torch.exp(-0.5 * (axis / SIGMA) ** 2) for axis in axes)
+    weights = rows[:, None] * columns
+    return weights / weights.sum()
+
+
+def _with_token(tokens: Tensor, token: int, value: Tensor) -> Tensor:
+    changed = tokens.clone()
+    changed[0, :, token] = value
+    return changed
+
+
+def _stack(edits: Sequence[Edit]) -> Edit:
+    """One edit of many rows from edits of one row, all of one kind."""
+    if edits[0].absent is not None:
+        return Edit(absent=torch.cat([e.absent for e in edits if e.absent is not None]))
+    return Edit(tokens=torch.cat([e.tokens for e in edits if e.tokens is not None]))
+
+
+def _kept(out: BlockOutput) -> int:
+    return out.tokens.shape[2] - out.tokenizer.coefficients.shape[2]
+
+
+def _check(predictor: Predictor, modes: Sequence[str], reference: Sequence[np.ndarray] | None, draws: int) -> None:
+    if not predictor.strides:
+        raise ConfigError(f"{predictor.name} is a model without tokens: there is nothing to take out")
+    for mode in modes:
+        if mode not in MODES:
+            raise ConfigError(f"unknown mode {mode!r}{did_you_mean(mode, MODES)}")
+    if "mean" in modes and reference is None:
+        raise ConfigError("the mode mean needs a reference: the mean tokens of other images")
+    if draws < 1:
+        raise ConfigError(f"draws must be at least 1, got {draws}")
