@@ -14,20 +14,34 @@ from app.payload import encode_array
 from vtviz.render import COLORMAPS
 
 STATIC = Path(__file__).parent / "static"
-SCRIPTS = ("maps.js", "draw.js", "dom.js", "options.js", "view.js", "page.js")
+SCRIPTS = (
+    "maps.js",
+    "labels.js",
+    "draw.js",
+    "panel.js",
+    "dom.js",
+    "options.js",
+    "picture.js",
+    "rows.js",
+    "legend.js",
+    "matrix.js",
+    "view.js",
+    "page.js",
+)
 """In the order in which they need each other."""
-STYLES = ("page.css", "train.css")
+STYLES = ("page.css", "segmentation.css", "train.css")
 
 
 def canvas(payload: dict[str, Any] | None, **options: Any) -> gr.HTML:
-    """The component. Its value is a payload; it triggers ``arrays`` when the user asks for the arrays.
+    """The component. Its value is a payload.
 
-    The value only ever goes to the browser: give the component to no event as an input.
+    It triggers ``arrays`` when the user asks for the arrays, ``unmask`` when an uploaded mask is to be forgotten. The
+    value only ever goes to the browser: give the component to no event as an input.
     """
     return gr.HTML(
         payload,
         html_template='<div class="vtx"></div>',
-        js_on_load='vtviz.mount(element, props, (name) => trigger(name), watch); // triggers "arrays"',
+        js_on_load='vtviz.mount(element, props, (name) => trigger(name), watch); // "arrays", "unmask"',
         apply_default_css=False,
         colormaps={name: encode_array(table) for name, table in COLORMAPS.items()},
         **options,

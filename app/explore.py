@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import tempfile
-from dataclasses import dataclass
+import zipfile
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from html import escape
 from pathlib import Path
@@ -15,10 +16,13 @@ import numpy as np
 
 from app.canvas import canvas
 from app.examples import load_examples
-from app.payload import THUMBNAIL_SIDE, encode_maps, encode_photo, encode_prediction
+from app.payload import THUMBNAIL_SIDE, encode, encode_photo, encode_prediction
 from app.shelf import Shelf
 from vtviz import images
-from vtviz.errors import ConfigError, ImageError, VtvizError, did_you_mean
+from vtviz.data.segmentation import IGNORE, read_mask
+from vtviz.errors import ConfigError, DataError, ImageError, VtvizError, did_you_mean
+from vtviz.predictor import Predictor
+from vtviz.segmentation import Segmentation, from_maps
 from vtviz.tokens import TokenMaps
 
 VIEWS = {"Whole photo": None, "Centre 224 px, as in the paper": "center"}
@@ -39,6 +43,8 @@ class Shown:
     uploaded: bool
     model: str
     view: str
+    mask: str = ""
+    """Path of an uploaded mask of the photo's classes; empty without one."""
 
     @classmethod
     def upload(cls, photo: dict[str, Any], model: Any, view: Any) -> Shown:
@@ -80,18 +86,36 @@ class Explore:
         return self._show(Shown(str(event.key), uploaded=False, model=model, view=view))
 
     def reopen(self, shown: Shown | None, model: str, view: str) -> tuple[Any, Any, str]:
-        """The same photo with another model or crop."""
+        """The same photo with another model or crop. A mask stays, where it has the new model's classes."""
         if shown is None:
             return gr.skip(), gr.skip(), message(EXPIRED)
-        return self._show(Shown(shown.photo, shown.uploaded, model, view))
+        asked = replace(shown, model=model, view=view)
+        canvas, state, problem = self._show(asked)
+        if asked.mask and problem:
+            canvas, state, _ = self._show(replace(asked, mask=""))
+        return canvas, state, problem
+
+    def open_mask(self, mask: dict[str, Any] | None, shown: Shown | None) -> tuple[Any, Any, str, None]:
+        """The photo's true classes, to compare with. The slot is emptied as a photo's is."""
+        if mask is None:
+            return gr.skip(), gr.skip(), "", None
+        if shown is None:
+            return gr.skip(), gr.skip(), message(EXPIRED), None
+        return *self._show(replace(shown, mask=str(mask.get("path") or "no file"))), None
+
+    def unmask(self, shown: Shown | None) -> tuple[Any, Any, str]:
+        """The same photo without its mask."""
+        if shown is None:
+            return gr.skip(), gr.skip(), message(EXPIRED)
+        return self._show(replace(shown, mask=""))
 
     def arrays(self, shown: Shown | None) -> tuple[Any, str]:
         """The shown extraction's ``maps.npz``, computed anew: the same image, model and machine give the same bits."""
         if shown is None:
             return None, message(EXPIRED)
         try:
-            maps = self.shelf.get(shown.model).extract(open_photo(shown), crop=crop_of(shown))
-            return self._save(shown, maps), ""
+            predictor, crop, photo = self.shelf.get(shown.model), crop_of(shown), open_photo(shown)
+            return self._save(shown, *run(predictor, photo, crop)), ""
         except VtvizError as error:
             return None, message(str(error))
 
@@ -99,41 +123,53 @@ class Explore:
         """Extract the token maps of one photo.
 
         Returns the prediction, geometry and per-layer statistics as JSON, and a file ``maps.npz`` with the arrays of
-        ``vtviz.extract_tokens``, bit for bit.
+        ``vtviz.extract_tokens``, bit for bit. A segmentation model adds the areas of its classes and each token's share
+        of them to the JSON, and ``labels``, the class of every pixel, to the file.
         """
         if photo is None:
             raise gr.Error("a photo is needed", print_exception=False)
         shown = Shown.upload(photo, model, view)
         try:
-            predictor = self.shelf.get(shown.model)
-            maps = predictor.extract(open_photo(shown), crop=crop_of(shown))
-            payload, file = encode_maps(maps, predictor.card), self._save(shown, maps)
+            predictor, crop, image = self.shelf.get(shown.model), crop_of(shown), open_photo(shown)
+            results = run(predictor, image, crop)
+            payload, file = encode(*results, predictor.card), self._save(shown, *results)
         except VtvizError as error:
             raise gr.Error(escape(str(error)), print_exception=False) from None
         for layer in payload["layers"]:
             del layer["coefficients"]
+        for picture in ("labels", "confidence", "given") if payload["segmentation"] else ():
+            del payload["segmentation"][picture]
         return {key: value for key, value in payload.items() if key not in {"id", "photo"}}, file
 
     def _show(self, shown: Shown) -> tuple[Any, Any, str]:
         """Canvas, state and message for what is asked; on bad input the first two stay as they are."""
         try:
-            return (self._encode if shown.uploaded else self._example)(shown), shown, ""
+            return (self._encode if shown.uploaded or shown.mask else self._example)(shown), shown, ""
         except VtvizError as error:
             return gr.skip(), gr.skip(), message(str(error))
 
     def _encode(self, shown: Shown) -> dict[str, Any]:
-        predictor = self.shelf.get(shown.model)
-        crop, photo = crop_of(shown), open_photo(shown)
-        if predictor.strides:
-            return encode_maps(predictor.extract(photo, crop=crop), predictor.card)
-        return encode_prediction(photo, predictor.predict(photo, crop=crop), predictor.name, predictor.card)
+        predictor, crop, photo = self.shelf.get(shown.model), crop_of(shown), open_photo(shown)
+        if not predictor.strides and predictor.palette is None:
+            return encode_prediction(photo, predictor.predict(photo, crop=crop), predictor.name, predictor.card)
+        compared = shown.mask and predictor.palette is not None
+        truth = open_truth(Path(shown.mask), photo.shape[:2], len(predictor.classes)) if compared else None
+        return encode(*run(predictor, photo, crop), predictor.card, truth)
 
-    def _save(self, shown: Shown, maps: TokenMaps) -> str:
+    def _save(self, shown: Shown, maps: TokenMaps | None, segmentation: Segmentation | None) -> str:
         """Write the arrays where Gradio serves and later deletes them; the file's path."""
         stem = re.sub(r"\W+", "_", f"{Path(shown.photo).stem[:40]}_{shown.model}")
         with tempfile.TemporaryDirectory() as folder:
-            written = maps.save(folder)["maps.npz"].rename(Path(folder) / f"{stem}_tokens.npz")
-            return str(self.file.move_resource_to_block_cache(str(written)))
+            file = Path(folder) / f"{stem}_{'tokens' if maps else 'segmentation'}.npz"
+            if maps is not None:
+                maps.save(folder)["maps.npz"].rename(file)
+            if segmentation is not None:
+                arrays = {"labels": segmentation.labels} | ({} if maps else {"logits": segmentation.logits})
+                with zipfile.ZipFile(file, "a", zipfile.ZIP_DEFLATED) as archive:  # which is what an .npz is
+                    for name, array in arrays.items():
+                        with archive.open(f"{name}.npy", "w") as entry:
+                            np.lib.format.write_array(entry, array)
+            return str(self.file.move_resource_to_block_cache(str(file)))
 
     def build(self) -> None:
         """Lay the tab out, in the current Blocks."""
@@ -162,6 +198,7 @@ class Explore:
                 )
                 view = gr.Dropdown(list(VIEWS), value=next(iter(VIEWS)), label="Crop", elem_id="view", filterable=False)
         note = gr.HTML(problem, elem_id="message", apply_default_css=False)
+        mask = gr.File(elem_id="mask", file_types=[".png"], visible="hidden")  # the legend's button opens it
         main = canvas(payload, elem_id="explore")
         self.file = gr.File(visible=False)
         common: dict[str, Any] = {
@@ -175,8 +212,10 @@ class Explore:
         # preprocess=False: Gradio checks that the path is its upload, and would then open the image with Pillow
         slot.input(self.open_upload, [slot, model, view], [*answers, slot], preprocess=False, **common)
         strip.pick(self.open_example, [model, view], answers, **common)
-        for control in (model, view):
-            control.input(self.reopen, [state, model, view], answers, **common)
+        for control in (model, view):  # a choice has one change event, but two of input
+            control.change(self.reopen, [state, model, view], answers, **common)
+        mask.upload(self.open_mask, [mask, state], [*answers, mask], preprocess=False, **common)
+        main.unmask(self.unmask, [state], answers, **common)
         made = main.arrays(self.arrays, [state], [self.file, note], **common)
         made.then(None, [self.file], None, js="(file) => vtviz.offer(file)", api_visibility="private")
         self._build_endpoint(slot, model, view)
@@ -217,6 +256,35 @@ def open_photo(shown: Shown) -> np.ndarray:
         return images.load(path)
     except ImageError as error:
         raise ImageError(str(error).replace(str(path.parent) + "/", "")) from None
+
+
+def open_truth(path: Path, shape: tuple[int, ...], num_classes: int) -> np.ndarray:
+    """An uploaded mask, (H, W) = ``shape`` uint8. Raises DataError, which does not tell where it lies."""
+    try:
+        mask = read_mask(path)
+    except DataError as error:
+        raise DataError(str(error).replace(str(path.parent) + "/", "")) from None
+    if mask.shape != shape:
+        size, photo = (f"{width} x {height}" for height, width in (mask.shape, shape))
+        raise DataError(f"{path.name} has {size} pixels, but the photo has {photo}; a mask needs the photo's own size")
+    wrong = (mask >= num_classes) & (mask != IGNORE)
+    if wrong.any():
+        row, column = np.argwhere(wrong)[0]
+        raise DataError(
+            f"{path.name} has value {mask[row, column]} at row {row}, column {column}, which is none of the model's "
+            f"{num_classes} classes (0 to {num_classes - 1}) nor {IGNORE} (left out)"
+        )
+    return mask
+
+
+def run(predictor: Predictor, photo: np.ndarray, crop: str | None) -> tuple[TokenMaps | None, Segmentation | None]:
+    """What the model has of tokens and of classes, from one run. Raises ConfigError for one that has neither."""
+    if predictor.palette is None:
+        return predictor.extract(photo, crop=crop), None
+    if not predictor.strides:
+        return None, predictor.segment(photo, crop=crop)
+    maps = predictor.extract(photo, crop=crop)
+    return maps, from_maps(maps, predictor.palette)
 
 
 def message(text: str) -> str:

@@ -7,25 +7,42 @@ Layout (everything the canvas in ``static/`` draws comes from it)::
     geometry    Geometry.to_dict(): original, resized, offset, input
     model, trained, note
     prediction  [{index, label, probability}, ...], most probable first; empty for a segmentation model
-    layers      [{name, stride, shape, kept, error, coefficients, statistics}, ...]
+    layers      [{name, stride, shape, kept, error, coefficients, statistics}, ...]; empty for a model without tokens
+    segmentation  None for a classifier, else:
+        classes     [{index, name, colour, area, iou}, ...] in the order of the logits; colour (r, g, b) of 0-255; area
+                    the share of the pixels that the model saw; iou, with a mask only, None for a class in neither
+        labels      data: address of an 8-bit palette PNG of the photo's size as sent: one class index per pixel, 255
+                    where a crop cut off. Its palette is grey i = index i, as a browser gives back colours only
+        confidence  the same of an 8-bit grey PNG: the probability of each pixel's class x 255, at no more than the
+                    model input's resolution
+        matrix      [layer][token][class]: the share of the token's mass in the class
+        names       [layer][token]: index of the class that names the token, or None
+        miou        mean of the IoUs, with a mask only
+        given       {labels, areas, matrix, names} by the uploaded mask, or None
 
 ``coefficients`` is A, (heads, tokens, h, w) = ``shape``, base64 of little-endian float32: bit for bit the maps of the
-API (a VT-ResNet-18's take 150 KB). ``statistics`` holds the heads' mean first and then each head, so that choosing a
-head asks nothing of the server.
+API (a VT-ResNet-18's take 150 KB, a VT-FPN's 600 KB). ``statistics`` holds the heads' mean first and then each head, so
+that choosing a head asks nothing of the server. Logits are not sent: a segmentation's would take megabytes.
 """
 
 from __future__ import annotations
 
 import base64
+import io
+import math
 import uuid
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from typing import Any
 
 import cv2
 import numpy as np
+from PIL import Image
 
 from vtviz.card import Card
+from vtviz.explain.token_classes import segmentation_scores, token_classes
 from vtviz.geometry import Geometry
+from vtviz.segmentation import UNSEEN, Segmentation
 from vtviz.statistics import LayerStatistics, map_statistics
 from vtviz.tokens import LayerMaps, Prediction, TokenMaps
 
@@ -39,15 +56,19 @@ LOSSLESS_PIXELS = 256**2
 
 def encode_photo(image: np.ndarray, side: int = PHOTO_SIDE) -> str:
     """(H, W, 3) uint8 RGB -> a ``data:`` address of it, made smaller where its longest side exceeds ``side``."""
-    height, width = image.shape[:2]
-    scale = min(1.0, side / max(height, width))
-    if scale < 1:
-        size = max(1, round(width * scale)), max(1, round(height * scale))
-        image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+    height, width = _sent_size(image.shape, side)
+    if (height, width) != image.shape[:2]:
+        image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
     lossless = image.shape[0] * image.shape[1] <= LOSSLESS_PIXELS and side == PHOTO_SIDE
     kind, options = ("png", []) if lossless else ("jpeg", [cv2.IMWRITE_JPEG_QUALITY, 90])
     _, data = cv2.imencode(f".{kind}", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), options)
     return f"data:image/{kind};base64,{base64.b64encode(data.tobytes()).decode()}"
+
+
+def _sent_size(shape: Sequence[int], side: int = PHOTO_SIDE) -> tuple[int, int]:
+    """(H, W) of an image of ``shape`` once its longest side is at most ``side``."""
+    scale = min(1.0, side / max(shape[:2]))
+    return max(1, round(shape[0] * scale)), max(1, round(shape[1] * scale))
 
 
 def encode_array(array: np.ndarray) -> str:
@@ -61,28 +82,41 @@ def decode_layer(layer: dict[str, Any]) -> np.ndarray:
     return np.frombuffer(base64.b64decode(layer["coefficients"]), "<f4").reshape(layer["shape"])
 
 
-def encode_maps(maps: TokenMaps, card: Card | None) -> dict[str, Any]:
-    """The payload of an extraction. ``maps.image`` must be there."""
-    if maps.image is None:
-        raise ValueError("the maps came without their image")
-    prediction = maps.topk(5) if maps.logits.ndim == 1 else []
-    layers = [_encode_layer(layer) for layer in maps.layers]
-    return _payload(maps.image, maps.geometry, maps.model, card, prediction, layers)
+def encode(
+    maps: TokenMaps | None,
+    segmentation: Segmentation | None,
+    card: Card | None,
+    truth: np.ndarray | None = None,
+) -> dict[str, Any]:
+    """The payload of a model's tokens and classes.
+
+    Args:
+        maps: None for a model without tokens.
+        segmentation: None for a classifier. At least one of the two is there, and has its image.
+        card: of the model.
+        truth: (H, W) uint8, the given class of each pixel (255: none), to compare the segmentation with.
+
+    Raises:
+        DataError: for a truth that does not fit.
+    """
+    result = maps or segmentation
+    if result is None or result.image is None:
+        raise ValueError("the result came without its image")
+    prediction = maps.topk(5) if maps and not segmentation else []
+    payload = _payload(result.image, result.geometry, result.model, card, prediction)
+    payload["layers"] = [_encode_layer(layer) for layer in maps.layers] if maps else []
+    payload["segmentation"] = _encode_segmentation(segmentation, maps, truth) if segmentation else None
+    return payload
 
 
 def encode_prediction(image: np.ndarray, prediction: list[Prediction], model: str, card: Card | None) -> dict[str, Any]:
-    """The payload of a model without tokens: (H, W, 3) uint8 photo and prediction alone."""
+    """The payload of a classifier without tokens: (H, W, 3) uint8 photo and prediction alone."""
     size = (image.shape[0], image.shape[1])
-    return _payload(image, Geometry(size, size, (0, 0), size), model, card, prediction, [])
+    return _payload(image, Geometry(size, size, (0, 0), size), model, card, prediction)
 
 
 def _payload(
-    image: np.ndarray,
-    geometry: Geometry,
-    model: str,
-    card: Card | None,
-    prediction: list[Prediction],
-    layers: list[dict[str, Any]],
+    image: np.ndarray, geometry: Geometry, model: str, card: Card | None, prediction: list[Prediction]
 ) -> dict[str, Any]:
     return {
         "id": uuid.uuid4().hex,
@@ -92,8 +126,59 @@ def _payload(
         "trained": card is None or card.trained,
         "note": accuracy_note(card),
         "prediction": [asdict(each) for each in prediction],
-        "layers": layers,
+        "layers": [],
+        "segmentation": None,
     }
+
+
+def _encode_segmentation(result: Segmentation, maps: TokenMaps | None, truth: np.ndarray | None) -> dict[str, Any]:
+    rows = zip(result.classes, result.palette, result.areas().tolist(), strict=True)
+    classes = [{"index": i, "name": n, "colour": list(c), "area": a} for i, (n, c, a) in enumerate(rows)]
+    data: dict[str, Any] = {"classes": classes, "confidence": _encode_confidence(result), "given": None}
+    if truth is not None:
+        scores = segmentation_scores(result.labels, truth, len(classes))
+        data["miou"] = scores.miou
+        for each, iou in zip(classes, scores.iou.tolist(), strict=True):
+            each["iou"] = None if math.isnan(iou) else iou
+        seen = np.where(result.labels == UNSEEN, np.uint8(UNSEEN), truth)
+        areas = replace(result, labels=seen).areas().tolist()
+        data["given"] = {"areas": areas} | _encode_labels(seen, maps)
+    return data | _encode_labels(result.labels, maps)
+
+
+def _encode_labels(labels: np.ndarray, maps: TokenMaps | None) -> dict[str, Any]:
+    """The picture of the labels, and what the tokens have of each class."""
+    layers = [token_classes(maps, labels, layer=i) for i in range(len(maps.layers))] if maps else []
+    names = [
+        [None if name is None else best for name, best in zip(each.names, most.tolist(), strict=True)]
+        for each in layers
+        for most in [(each.mass - each.area).argmax(axis=1)]
+    ]
+    picture = Image.fromarray(_sample(labels, _sent_size(labels.shape))).convert("P")
+    return {"labels": _encode_png(picture), "matrix": [each.mass.round(4).tolist() for each in layers], "names": names}
+
+
+def _encode_confidence(result: Segmentation) -> str:
+    height, width = (min(pair) for pair in zip(_sent_size(result.labels.shape), result.geometry.resized, strict=True))
+    # of the small image from the start: the logits are resampled C times
+    labels = _sample(result.labels, (height, width))
+    small = replace(result, labels=labels, geometry=replace(result.geometry, original=(height, width)))
+    values = np.nan_to_num(small.confidence() * 255).round().astype(np.uint8)
+    return _encode_png(Image.fromarray(values))
+
+
+def _sample(labels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Nearest neighbour, with both images' edges on one another."""
+    rows, columns = (
+        ((np.arange(n) + 0.5) * side / n).astype(np.intp) for n, side in zip(size, labels.shape, strict=True)
+    )
+    return labels[np.ix_(rows, columns)]
+
+
+def _encode_png(picture: Image.Image) -> str:
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG", compress_level=1)
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def _encode_layer(layer: LayerMaps) -> dict[str, Any]:
@@ -118,11 +203,16 @@ def _encode_statistics(values: LayerStatistics) -> dict[str, Any]:
 
 def accuracy_note(card: Card | None) -> str:
     """One line on how far the prediction can be trusted; empty where the card does not say."""
-    if card is None or not card.trained or not isinstance(card.accuracy.get("top1"), int | float):
+    if card is None or not card.trained:
         return ""
-    top1, n = card.accuracy["top1"], card.accuracy.get("n")
-    of = f" of {n:,} validation photos" if isinstance(n, int) else " of its validation photos"
-    return (
-        f"Its first guess is right for {top1:.0%}{of}. "
-        f"It knows {len(card.classes)} classes (see About) and gives a photo of anything else one of them."
-    )
+    n = card.accuracy.get("n")
+    photos = f"{n:,} validation photos" if isinstance(n, int) else "its validation photos"
+    anything = f"It knows {len(card.classes)} classes (see About) and gives"
+    if isinstance(top1 := card.accuracy.get("top1"), int | float):
+        return f"Its first guess is right for {top1:.0%} of {photos}. {anything} a photo of anything else one of them."
+    if isinstance(miou := card.accuracy.get("miou"), int | float):
+        return (
+            f"The mean IoU of its classes is {miou:.2f} on {photos} (1 = all right). "
+            f"{anything} every pixel one of them, also of photos unlike those it learned from."
+        )
+    return ""

@@ -9,6 +9,7 @@ from html import escape
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from vtviz.data.loading import BatchPlan, parse_sizes
 from vtviz.train.jobs import Job
 from vtviz.train.recipes import Recipe
 from vtviz.train.watch import TRIAL_STEPS, Cost, Progress
@@ -32,10 +33,24 @@ def say_seconds(seconds: float) -> str:
     return f"{minutes // 1440} days {minutes % 1440 // 60} h"
 
 
+def describe_sizes(recipe: Recipe) -> str:
+    """What a recipe's crop sizes mean: ``crops of 64 to 96 px in epochs 1 to 18, 96 to 128 px in 19 to 30``."""
+    plan = BatchPlan(1, 1, parse_sizes(recipe.sizes), epochs=recipe.epochs, seed=0)
+    last = {plan.sides(epoch): epoch + 1 for epoch in range(recipe.epochs)}
+    words, first = [], 1
+    for step, until in last.items():
+        sides = f"{step.low} px" if step.low == step.high else f"{step.low} to {step.high} px"
+        when = f"epoch {first}" if first == until else f"epochs {first} to {until}"
+        words.append(sides if len(last) == 1 else f"{sides} in {when}")
+        first = until + 1
+    return f"crops of {', '.join(words)}"
+
+
 def describe_cost(cost: Cost, recipe: Recipe, seconds: float | None = None) -> str:
     """What a run takes, in a line or two."""
     classes = f"{cost.train:,} photos of {cost.classes} classes, {cost.val:,} to validate on"
     work = f"{recipe.epochs} epochs, {cost.steps:,} steps of {min(recipe.batch_size, cost.train)}"
+    work += f"<br>{describe_sizes(recipe)}"
     took = (
         ""
         if seconds is None

@@ -11,6 +11,7 @@ import gradio as gr
 
 from app.datasets import DataRoot
 from app.explore import message
+from app.probe import Probe
 from app.shelf import Shelf
 from app.status import describe_cost, describe_job, describe_log, draw_curves, list_jobs
 from vtviz.errors import ConfigError, DataError, VtvizError, did_you_mean
@@ -26,6 +27,16 @@ RECIPE = "small"
 CLASSIFIERS = tuple(name for name in MODELS if "fpn" not in name)
 SCRATCH, TRAINED = "new:", "from:"
 """Of a start's value: a model with random weights, or one that the page offers."""
+SIZES_HELP = (
+    "128 is one size, 64-96 a range to draw from; 64-96@0.6,96-128: the first for 60 % of the epochs, then the other"
+)
+WORDS = {
+    "batch_size": "the batch size",
+    "lr": "the learning rate",
+    "sizes: expected LOW-HIGH@FRACTION or SIZE,": "the crop size must be like 128, 64-96 or 64-96@0.6,96-128,",
+    "sizes:": "the crop size:",
+}
+"""How an error of a recipe begins -> the same in the form's words."""
 PICK = """element.addEventListener("click", (event) => {
   const button = event.target.closest("[data-job]");
   if (button) trigger("pick", { name: button.dataset.job });
@@ -53,6 +64,7 @@ class Train:
 
     def __init__(self, shelf: Shelf, runs: str | Path = "runs", data: DataRoot | None = None, *, allowed: bool = True):
         self.shelf, self.jobs, self.data, self.allowed = shelf, Jobs(runs), data, allowed
+        self.probe = Probe(self.jobs)
         if allowed:
             self.offer()
 
@@ -78,9 +90,12 @@ class Train:
         if self.data is None:
             raise DataError("no data root was given: start the page with --data-root DIR")
         folder = self.data.path(data)
-        chosen = make_recipe(
-            str(recipe), epochs=whole(epochs), batch_size=whole(batch), sizes=str(sizes), lr=number(rate)
-        )
+        try:
+            chosen = make_recipe(
+                str(recipe), epochs=whole(epochs), batch_size=whole(batch), sizes=str(sizes).strip(), lr=number(rate)
+            )
+        except ConfigError as error:
+            raise ConfigError(in_form_s_words(str(error))) from None
         kind, _, name = str(start).partition(":")
         if f"{kind}:" == TRAINED:
             origin: dict[str, Any] = {"start": self.shelf.source(name)}
@@ -158,15 +173,17 @@ class Train:
         text = str(error).replace(f"{self.jobs.root}/", "")
         return text.replace(f"{self.data.root}/", "") if self.data else text
 
-    def look(self, chosen: str | None, seen: Seen) -> tuple[Any, ...]:
+    def look(self, chosen: str | None, epoch: Any, seen: Seen) -> tuple[Any, ...]:
         """Everything that shows jobs; what has not changed since the session last looked is left as it is.
 
         Args:
             chosen: name of the job that is shown in full; for one that is gone, or None, the newest is.
+            epoch: whose token maps are shown.
             seen: what this returned last.
 
         Returns:
-            For list, heading, curves, log, the buttons Cancel, Resume and Delete; the job shown; what was seen.
+            For list, heading, curves, log, the buttons Cancel, Resume and Delete; for :attr:`Probe.parts`; the job
+            shown; what was seen.
         """
         jobs = self.jobs.all()
         job = next((j for j in jobs if j.name == chosen), jobs[-1] if jobs else None)
@@ -176,7 +193,9 @@ class Train:
             describe_job(job, progress, jobs),
             describe_log(read_log(job.folder) if job else []),
         )
-        now = words, (job and job.name, progress.losses, progress.rows), (job and job.state, job and job.stopping)
+        shown, maps = self.probe.look(job, epoch, seen[3] if seen else None)
+        points = job and job.name, progress.losses, progress.rows
+        now = words, points, (job and job.state, job and job.stopping), maps
         listed, heading, log = (gr.skip() if seen and seen[0][i] == text else text for i, text in enumerate(words))
         curves = gr.skip()
         if seen is None or seen[1] != now[1]:
@@ -186,7 +205,7 @@ class Train:
         if seen is None or seen[2] != now[2]:
             acts = buttons(job)
             self.offer()
-        return listed, heading, curves, log, *acts, job.name if job else None, now
+        return listed, heading, curves, log, *acts, *shown, job.name if job else None, now
 
     def build(self, tab: gr.Tab, model: gr.Dropdown, others: list[gr.Tab]) -> None:
         """Lay the tab out, in the current Blocks.
@@ -225,11 +244,10 @@ class Train:
         start = gr.Dropdown(self.starts(), value=f"{SCRATCH}vt_resnet18", label="Model", elem_id="train-start")
         recipe = gr.Dropdown(list(RECIPES), value=RECIPE, label="Recipe", elem_id="train-recipe", filterable=False)
         with gr.Row(elem_classes="vtx-pair"):
-            epochs = gr.Number(defaults[0], label="Epochs", min_width=80)
-            batch = gr.Number(defaults[1], label="Batch size", min_width=80)
-        with gr.Row(elem_classes="vtx-pair"):
-            sizes = gr.Textbox(defaults[2], label="Crop size, px", max_lines=1, min_width=80)
-            rate = gr.Number(defaults[3], label="Learning rate", step=1e-4, min_width=80)
+            epochs = gr.Number(defaults[0], label="Epochs", min_width=60)
+            batch = gr.Number(defaults[1], label="Batch size", min_width=60)
+            rate = gr.Number(defaults[3], label="Learning rate", step=1e-4, min_width=60)
+        sizes = gr.Textbox(defaults[2], label="Crop size, px", info=SIZES_HELP, max_lines=1, elem_id="train-sizes")
         name = gr.Textbox(label="Name", placeholder="by the data set", max_lines=1, max_length=64, elem_id="train-name")
         cost = gr.HTML(elem_id="train-cost", apply_default_css=False)
         note = gr.HTML(elem_id="train-message", apply_default_css=False)
@@ -272,12 +290,14 @@ class Train:
                 no = gr.Button("Keep", size="sm", min_width=90)
         note = gr.HTML(elem_id="train-jobs-message", apply_default_css=False)
         curves = gr.Plot(visible=False, show_label=False, container=False, elem_id="train-curves")
+        self.probe.build(chosen)
         with gr.Accordion("Log", open=False, elem_id="train-log"):
             log = gr.HTML(apply_default_css=False)
 
         quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-        view = [listed, heading, curves, log, cancel, resume, delete, chosen, seen]
-        look: dict[str, Any] = {"fn": self.look, "inputs": [chosen, seen], "outputs": view, **quiet}
+        view = [listed, heading, curves, log, cancel, resume, delete, *self.probe.parts, chosen, seen]
+        asked = [chosen, self.probe.epoch, seen]
+        look: dict[str, Any] = {"fn": self.look, "inputs": asked, "outputs": view, "preprocess": False, **quiet}
         closed = {"fn": lambda: gr.Column(visible=False), "inputs": None, "outputs": [sure], "queue": False, **quiet}
         timer.tick(**look)
         tab.select(lambda: gr.Timer(active=True), None, [timer], queue=False, **quiet).then(**look)
@@ -310,6 +330,12 @@ def buttons(job: Job | None) -> list[Any]:
         gr.Button(visible=job is not None and job.state in {"failed", "cancelled"}),
         gr.Button(visible=job is not None and not active),
     ]
+
+
+def in_form_s_words(line: str) -> str:
+    """A recipe's error for someone who sees the form and not the recipe."""
+    start = next((start for start in WORDS if line.startswith(f"{start} ")), "")
+    return WORDS[start] + line.removeprefix(start) if start else line
 
 
 def whole(value: Any) -> int:

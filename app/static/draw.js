@@ -1,12 +1,11 @@
-/* Drawing: one overlay, the colour bar, and the panel for download. Everything comes from a scene
- * { payload, photo, layers, luts } and options { colormap, scale, fixed, opacity, align, head }.
+/* Drawing: the overlays of tokens and of classes, and the colour bar. Everything comes from a scene
+ * { payload, photo, layers, segments, luts } and options { colormap, scale, fixed, opacity, align, head } for tokens,
+ * { opacity, outlines, source, hidden, lit } for classes.
  */
 (function () {
   "use strict";
   const vtviz = window.vtviz;
   const scratch = document.createElement("canvas");
-  const FONT = "'Source Sans Pro', system-ui, sans-serif";
-  const INK = "#18181b";
 
   /** The colour range [low, high] in times uniform for one map; the same rules as vtviz.render's. */
   function range(scene, options, layer, token) {
@@ -32,22 +31,38 @@
   /** Photo with one token's map over it, filling width x height device pixels of `context`. */
   function overlay(context, width, height, scene, options, layer, token) {
     const geometry = scene.payload.geometry;
+    const map = layer.map(token, headOf(layer, options));
+    const [low, high] = range(scene, options, layer, token);
+    const values = vtviz.resample(map, layer, geometry, height, width, options.align);
+    blend(context, width, height, scene, options.opacity, (rgba) =>
+      vtviz.colorize(values, scene.luts[options.colormap], low, high, rgba),
+    );
+  }
+
+  /** Photo with the classes over it, borders crisp. An outline is a CSS pixel thick, on either side of a border. */
+  function classOverlay(context, width, height, scene, options) {
+    const { classes, sources } = scene.segments;
+    const line = options.outlines ? pixelRatio() : 0;
+    blend(context, width, height, scene, 1, (rgba) =>
+      vtviz.paint(sources[options.source].labels, classes, options, width, height, line, rgba),
+    );
+  }
+
+  /** The photo and over it what `fill(rgba)` paints. */
+  function blend(context, width, height, scene, opacity, fill) {
     context.imageSmoothingQuality = "high";
     context.clearRect(0, 0, width, height);
     context.drawImage(scene.photo, 0, 0, width, height);
-    const map = layer.map(token, headOf(layer, options));
-    const [low, high] = range(scene, options, layer, token);
     scratch.width = width;
     scratch.height = height;
     const pen = scratch.getContext("2d", { willReadFrequently: true });
     const image = pen.createImageData(width, height);
-    const values = vtviz.resample(map, layer, geometry, height, width, options.align);
-    vtviz.colorize(values, scene.luts[options.colormap], low, high, image.data);
+    fill(image.data);
     pen.putImageData(image, 0, 0);
-    context.globalAlpha = options.opacity;
+    context.globalAlpha = opacity;
     context.drawImage(scratch, 0, 0);
     context.globalAlpha = 1;
-    veil(context, width, height, geometry);
+    veil(context, width, height, scene.payload.geometry);
   }
 
   /** Dim what the crop cut off and outline what the model saw. */
@@ -111,71 +126,34 @@
     return [...inner.map((value) => [value, tickLabel(value)]), [high, `${tickLabel(high)}+`]];
   }
 
+  /** Device pixels per CSS pixel, a whole number; more than 2 are not seen. */
+  function pixelRatio() {
+    return Math.min(Math.max(Math.round(window.devicePixelRatio || 1), 1), 2);
+  }
+
+  /** Size a canvas in CSS pixels and give back its size in device pixels. */
+  function resize(canvas, width, height) {
+    const ratio = Math.min(window.devicePixelRatio || 1, 2);
+    canvas.style.width = `${width}px`;
+    canvas.style.height = `${height}px`;
+    canvas.width = Math.max(1, Math.round(width * ratio));
+    canvas.height = Math.max(1, Math.round(height * ratio));
+    return [canvas.width, canvas.height];
+  }
+
+  /** Put an absolutely placed element where the pointer [y, x] is on a canvas; none hides it. */
+  function place(element, canvas, pointer) {
+    element.hidden = !pointer;
+    if (!pointer) return;
+    element.style.top = `${canvas.offsetTop + pointer[0] * canvas.offsetHeight}px`;
+    element.style.left = `${canvas.offsetLeft + pointer[1] * canvas.offsetWidth}px`;
+  }
+
   /** The largest width x height inside a box with the photo's aspect ratio (at least 1 pixel a side). */
   function fit(geometry, boxWidth, boxHeight) {
     const [h, w] = geometry.original;
     const factor = Math.min(boxWidth / w, boxHeight / h);
     return [Math.max(1, Math.round(w * factor)), Math.max(1, Math.round(h * factor))];
-  }
-
-  /** A Figure 6 panel on its own canvas: the photo, then a row of tokens for each layer, and one colour bar. */
-  function panel(scene, options) {
-    const columns = Math.min(16, Math.max(...scene.layers.map((layer) => layer.tokens)));
-    const cell = fit(scene.payload.geometry, 240, 240);
-    const [gap, head, line, edge] = [10, 32, 26, 36];
-    const wide = Math.max(columns * (cell[0] + gap) - gap, 900);
-    const rows = scene.layers.map((layer) => Math.ceil(layer.tokens / columns));
-    const high = rows.reduce((sum, n) => sum + head + n * (cell[1] + gap) + 14, -24);
-    const top = edge + Math.max(cell[1], 160) + 28;
-    const canvas = document.createElement("canvas");
-    canvas.width = wide + 2 * edge;
-    canvas.height = top + high + edge;
-    const pen = canvas.getContext("2d");
-    pen.fillStyle = "#ffffff";
-    pen.fillRect(0, 0, canvas.width, canvas.height);
-    pen.drawImage(scene.photo, edge, edge, ...cell);
-    caption(pen, scene, options, edge + cell[0] + 24, edge, line);
-    const tile = document.createElement("canvas");
-    [tile.width, tile.height] = cell;
-    let y = top;
-    scene.layers.forEach((layer, i) => {
-      pen.font = `700 20px ${FONT}`;
-      pen.fillText(title(layer), edge, y + 18);
-      y += head;
-      for (let token = 0; token < layer.tokens; token++) {
-        overlay(tile.getContext("2d"), ...cell, scene, options, layer, token);
-        const column = token % columns;
-        pen.drawImage(tile, edge + column * (cell[0] + gap), y + Math.floor(token / columns) * (cell[1] + gap));
-      }
-      y += rows[i] * (cell[1] + gap) + 14;
-    });
-    return canvas;
-  }
-
-  function caption(pen, scene, options, x, y, line) {
-    const { payload } = scene;
-    pen.fillStyle = INK;
-    pen.font = `700 26px ${FONT}`;
-    pen.fillText(payload.trained ? payload.model : `${payload.model} (NOT TRAINED)`, x, y + 20);
-    pen.font = `19px ${FONT}`;
-    const best = payload.prediction[0];
-    const head = options.head < 0 ? "mean of the heads" : `head ${options.head}`;
-    const lines = [`Where each token looks, × uniform (1× = looks everywhere alike); ${head}`];
-    if (best) lines.unshift(`Prediction: ${best.label}, ${(100 * best.probability).toFixed(1)} %`);
-    lines.forEach((text, i) => pen.fillText(text, x, y + 20 + (i + 1) * line));
-    const under = y + 20 + (lines.length + 1) * line;
-    bar(pen, x, under, 420, 16, scene.luts[options.colormap]);
-    pen.fillStyle = INK;
-    if (options.scale === "map") {
-      pen.fillText("each map from its least to its greatest value", x, under + 38);
-      return;
-    }
-    const [low, high] = range(scene, options, scene.layers[0], 0);
-    pen.textAlign = "center";
-    for (const [value, label] of marks(low, high)) {
-      pen.fillText(label, x + (420 * (value - low)) / (high - low), under + 38);
-    }
-    pen.textAlign = "start";
   }
 
   /** "Layer 1: 8 new tokens, 8 kept". Layers and tokens are numbered as in the Python API. */
@@ -184,5 +162,5 @@
     return `Layer ${layer.index}: ${count}${layer.kept ? `, ${layer.kept} kept` : ""}`;
   }
 
-  Object.assign(vtviz, { range, headOf, overlay, bar, ticks, marks, format, tickLabel, fit, panel, title });
+  Object.assign(vtviz, { range, headOf, overlay, classOverlay, bar, ticks, marks, format, tickLabel, resize, place, fit, title });
 })();

@@ -4,7 +4,10 @@
   const vtviz = window.vtviz;
   const { make, help, labelled, select } = vtviz;
 
-  const DEFAULTS = { colormap: "jet", scale: "shared", fixed: 10, opacity: 0.5, align: "receptive_field", head: -1 };
+  const DEFAULTS = {
+    colormap: "jet", scale: "shared", fixed: 10, opacity: 0.5, align: "receptive_field", head: -1, // of tokens
+    outlines: true, source: "predicted", cells: "mass", // of classes
+  };
 
   const SCALES = [
     ["shared", "Shared by all"],
@@ -14,6 +17,11 @@
   const ALIGNMENTS = [
     ["receptive_field", "Receptive field"],
     ["resize", "Plain resize"],
+  ];
+
+  const SOURCES = [
+    ["predicted", "Prediction"],
+    ["given", "Mask"],
   ];
 
   const HELP = {
@@ -29,9 +37,12 @@
       "cell too far down and right.",
     head:
       "A dynamic tokenizer looks with several heads at once; Mean is their average. A static one has a single head.",
+    outlines: "A line in each class's colour along its borders; with opacity 0 the lines stand alone on the photo.",
+    source: "Whose classes are drawn, listed and set against the tokens: the model's, or those of the mask you gave.",
   };
 
-  /** Controls for `options`; every change calls `onchange(patch)`. `sync(options, layers)` shows the current values. */
+  /** Controls for `options`; every change calls `onchange(patch)`. `sync(options, scene)` shows the current values
+   * and those controls that the scene has a use for. */
   function optionsBar(colormaps, options, onchange) {
     const pick = (key, choices) => select(choices, options[key], (value) => onchange({ [key]: value }));
     const names = colormaps.map((name) => [name, name[0].toUpperCase() + name.slice(1)]);
@@ -48,24 +59,35 @@
       oninput: () => onchange({ opacity: opacity.valueAsNumber }),
     });
     const field = (caption, control, key) => labelled(caption, control, help(caption.toLowerCase(), HELP[key]));
+    const outlines = make("input", { type: "checkbox", onchange: () => onchange({ outlines: outlines.checked }) });
+    const source = pick("source", SOURCES);
     const scaleField = field("Scale", scale, "scale");
     scaleField.append(top);
+    const heads = field("Heads", head, "head");
+    const ofTokens = [field("Colours", colormap, "colormap"), scaleField, field("Alignment", align, "align"), heads];
+    const ofClasses = field("Outlines", outlines, "outlines");
+    const ofMask = field("Classes from", source, "source");
     const element = make(
       "div",
       { class: "vtx-options", role: "group", "aria-label": "Display options" },
-      field("Colours", colormap, "colormap"),
+      ofTokens[0],
       field("Opacity", opacity, "opacity"),
-      scaleField,
-      field("Alignment", align, "align"),
-      field("Heads", head, "head"),
+      ...ofTokens.slice(1),
+      ofClasses,
+      ofMask,
     );
-    const sync = (values, layers) => {
-      const heads = Math.max(...layers.map((layer) => layer.heads));
-      if (head.options.length !== heads + 1) {
-        const texts = ["Mean", ...Array.from({ length: heads }, (_, i) => `Head ${i}`)];
+    const sync = (values, { layers, segments }) => {
+      for (const each of ofTokens) each.hidden = !layers.length;
+      ofClasses.hidden = !segments;
+      ofMask.hidden = !segments?.sources.given;
+      outlines.checked = values.outlines;
+      source.value = values.source;
+      const count = Math.max(1, ...layers.map((layer) => layer.heads));
+      if (head.options.length !== count + 1) {
+        const texts = ["Mean", ...Array.from({ length: count }, (_, i) => `Head ${i}`)];
         head.replaceChildren(...texts.map((text, i) => make("option", { value: i - 1 }, text)));
       }
-      head.disabled = heads === 1;
+      if (count === 1) heads.hidden = true;
       Object.assign(colormap, { value: values.colormap });
       Object.assign(scale, { value: values.scale });
       Object.assign(align, { value: values.align });

@@ -80,3 +80,43 @@ def browser() -> Iterator[object]:
         chromium = playwright.chromium.launch(executable_path=found, headless=True, args=FLAGS)
         yield chromium
         chromium.close()
+
+
+@pytest.fixture(scope="session")
+def segment_shelf(tmp_path_factory, models, tiny_model, tiny_card) -> Shelf:
+    """Beside the models above two segmentation models: ``scene`` (VT-FPN) and ``scene_fpn`` (without tokens).
+
+    ``scene`` has 6 classes, of which it does not predict "boat"; ``scene_fpn`` has the first 4.
+    """
+    folder = tmp_path_factory.mktemp("segmenters")
+    classes = ("sky", "<b>road</b>", "car", "tree", "train", "boat")
+    palette = ((70, 130, 180), (128, 64, 128), (0, 0, 142), (107, 142, 35), (0, 80, 100), (70, 130, 180))
+    narrow = {"channels": 32, "head_channels": 64}
+    for name, kind, count, options in (
+        ("scene", "vt_fpn_resnet18", 6, {"groups": 8, "kqv_groups": 8}),
+        ("scene_fpn", "panoptic_fpn_resnet18", 4, {}),
+    ):
+        model = tiny_model(kind, num_classes=count, **narrow, **options)
+        card = tiny_card(
+            model,
+            name=name,
+            model=kind,
+            task="segmentation",
+            classes=classes[:count],
+            palette=palette[:count],
+            accuracy={"miou": 0.625, "n": 101},
+        )
+        checkpoints.save(folder / f"{name}.safetensors", model, card)
+    shelf = Shelf(str(folder / "scene.safetensors"), device="cpu")
+    shelf.offer_runs({"scene_fpn": folder / "scene_fpn.safetensors"})
+    return shelf
+
+
+@pytest.fixture(scope="session")
+def segment_address(segment_shelf) -> Iterator[str]:
+    """The page with the segmentation models, served by this process."""
+    page = build_page(segment_shelf)
+    options = launch_options() | {"server_name": "127.0.0.1", "server_port": None, "quiet": True}
+    _, url, _ = page.launch(prevent_thread_lock=True, **options)
+    yield url
+    page.close(verbose=False)

@@ -1,17 +1,21 @@
 import os
 import shutil
+from dataclasses import replace
+from html import unescape
 from pathlib import Path
 from types import SimpleNamespace
 
 import gradio as gr
 import numpy as np
 import pytest
+from PIL import Image
 
 from app.examples import load_examples
 from app.explore import EXPIRED, VIEWS, Explore, Shown, message, open_photo
 from app.page import build_page, launch_options
 from app.payload import decode_layer
 from app.shelf import Shelf
+from vtviz.explain.token_classes import segmentation_scores
 from vtviz.predictor import extract_tokens
 
 WHOLE, CENTRE = VIEWS
@@ -164,7 +168,7 @@ def test_only_one_door_is_open_and_nothing_is_kept(shelf, photo):
     public = {f.api_name for f in page.fns.values() if f.api_visibility == "public"}
     assert public == {"extract"}
     model_calls = [f for f in page.fns.values() if f.concurrency_id == "model"]
-    assert len(model_calls) == 6
+    assert len(model_calls) == 8
     assert all(f.concurrency_limit == 1 for f in model_calls)
     assert page.delete_cache == (600, 3600)
     assert page.analytics_enabled is False
@@ -174,3 +178,118 @@ def test_only_one_door_is_open_and_nothing_is_kept(shelf, photo):
     assert options["run_history"] is False
     states = [b for b in page.blocks.values() if isinstance(b, gr.State)]
     assert [(s.value, s.time_to_live) for s in states] == [(None, 3600)]
+
+
+# --- segmentation
+
+
+@pytest.fixture(scope="module")
+def scenes(segment_shelf) -> Explore:
+    explore = Explore(segment_shelf)
+    with gr.Blocks():
+        explore.build()
+    return explore
+
+
+@pytest.fixture
+def mask(tmp_path):
+    """Writes a mask of the photo ``my coffee.jpg`` (400 x 600) and gives what the browser would send."""
+
+    def write(values: np.ndarray, name: str = "true.png") -> dict[str, str]:
+        Image.fromarray(values).save(tmp_path / name)
+        return {"path": str(tmp_path / name)}
+
+    return write
+
+
+def halves(left: int, right: int) -> np.ndarray:
+    values = np.full((400, 600), left, np.uint8)
+    values[:, 300:] = right
+    return values
+
+
+def test_a_segmentation_model_runs_once_a_photo(scenes, photo):
+    predictor = scenes.shelf.get("scene")
+    runs = []
+    handle = predictor.model.register_forward_hook(lambda *_: runs.append(1))
+    payload, shown, problem, _ = scenes.open_upload({"path": str(photo)}, "scene", WHOLE)
+    handle.remove()
+    assert (problem, len(runs)) == ("", 1)
+    assert [layer["name"] for layer in payload["layers"]] == ["p2", "p3", "p4", "p5"]
+    expected = predictor.segment(photo)
+    assert [each["area"] for each in payload["segmentation"]["classes"]] == expected.areas().tolist()
+    assert scenes.reopen(shown, "own", WHOLE)[0]["segmentation"] is None
+
+
+def test_a_mask_is_compared_with_and_taken_back(scenes, photo, mask):
+    _, shown, *_ = scenes.open_upload({"path": str(photo)}, "scene", WHOLE)
+    payload, again, problem, slot = scenes.open_mask(mask(halves(0, 1)), shown)
+    assert (problem, slot, again.photo) == ("", None, shown.photo)
+    scores = segmentation_scores(scenes.shelf.get("scene").segment(photo).labels, halves(0, 1), 6)
+    assert payload["segmentation"]["miou"] == scores.miou
+    other, both, problem = scenes.reopen(again, "scene_fpn", CENTRE)
+    assert (problem, both.mask) == ("", again.mask)
+    assert other["segmentation"]["given"] is not None
+    plain, without, problem = scenes.unmask(both)
+    assert (problem, without.mask, plain["segmentation"]["given"]) == ("", "", None)
+    assert scenes.open_mask(None, shown)[2:] == ("", None)
+    assert scenes.open_upload({"path": str(photo)}, "scene", WHOLE)[1].mask == ""  # another photo, no mask
+
+
+@pytest.mark.parametrize(
+    ("values", "line"),
+    [
+        (np.zeros((600, 400), np.uint8), "<b>.png has 400 x 600 pixels, but the photo has 600 x 400"),
+        (halves(0, 6), "value 6 at row 0, column 300, which is none of the model's 6 classes (0 to 5) nor 255"),
+        (halves(255, 255), "nothing to compare"),
+        (np.zeros((400, 600, 3), np.uint8), "must hold one 8-bit class index per pixel"),
+    ],
+)
+def test_a_mask_that_does_not_fit_is_one_line_and_loses_nothing(scenes, photo, mask, tmp_path, values, line):
+    _, shown, *_ = scenes.open_upload({"path": str(photo)}, "scene", WHOLE)
+    canvas, state, problem, slot = scenes.open_mask(mask(values, "<b>.png"), shown)
+    assert skipped(canvas)
+    assert skipped(state)
+    assert slot is None
+    assert line in unescape(problem)
+    assert str(tmp_path) not in problem
+    assert problem.count("<") == 2
+    assert "\n" not in problem
+
+
+@pytest.mark.parametrize("path", ["/nowhere/mask.png", "", "/etc", __file__, None])
+def test_whatever_is_sent_as_a_mask_is_checked(scenes, photo, path):
+    _, shown, *_ = scenes.open_upload({"path": str(photo)}, "scene", WHOLE)
+    canvas, _, problem, _ = scenes.open_mask({"path": path}, shown)
+    assert skipped(canvas)
+    assert "mask" in problem
+    assert scenes.open_mask({"path": path}, None)[2] == scenes.unmask(None)[2] == message(EXPIRED)
+
+
+def test_a_mask_without_place_in_the_next_model_is_dropped_with_a_word(scenes, photo, mask):
+    _, shown, *_ = scenes.open_upload({"path": str(photo)}, "scene", WHOLE)
+    _, shown, *_ = scenes.open_mask(mask(halves(0, 5)), shown)
+    payload, state, problem = scenes.reopen(shown, "scene_fpn", WHOLE)
+    assert "none of the model's 4 classes" in unescape(problem)
+    assert (payload["model"], payload["segmentation"]["given"]) == ("scene_fpn", None)
+    assert (state.model, state.mask) == ("scene_fpn", "")
+    assert scenes.reopen(shown, "own", WHOLE)[2] == ""  # a classifier has no use for it
+
+
+def test_an_example_may_have_a_mask_too(scenes, mask, tmp_path):
+    payload, shown, _ = scenes.open_example("scene", WHOLE, SimpleNamespace(key="coffee"))
+    true = np.zeros(load_examples()["coffee"].image.shape[:2], np.uint8)
+    scored, *_ = scenes.open_mask(mask(true), shown)
+    assert scored["segmentation"]["miou"] is not None
+    assert scenes.unmask(replace(shown, mask="x"))[0] is payload  # the examples' own payloads know of no mask
+
+
+@pytest.mark.parametrize("model", ["scene", "scene_fpn"])
+def test_the_arrays_hold_the_labels(scenes, photo, model):
+    path, problem = scenes.arrays(Shown(str(photo), uploaded=True, model=model, view=CENTRE))
+    assert problem == ""
+    expected = scenes.shelf.get(model).segment(photo, crop="center")
+    with np.load(path) as stored:
+        np.testing.assert_array_equal(stored["labels"], expected.labels)
+        np.testing.assert_array_equal(stored["logits"], expected.logits)
+        assert ("p5.coefficients" in stored.files) == (model == "scene")

@@ -50,3 +50,20 @@ def test_the_endpoint_is_documented_and_the_others_are_not(client):
     assert list(endpoints) == ["/extract"]
     assert "vtviz.extract_tokens" in endpoints["/extract"]["description"]
     assert [p["parameter_name"] for p in endpoints["/extract"]["parameters"]] == ["photo", "model", "view"]
+
+
+def test_a_segmentation_s_summary_has_the_areas_and_its_file_the_labels(
+    segment_address, segment_shelf, photo, tmp_path
+):
+    client = Client(segment_address, verbose=False, download_files=tmp_path)
+    for model in ("scene", "scene_fpn"):
+        summary, file = client.predict(handle_file(photo), model, WHOLE, api_name="/extract")
+        expected = segment_shelf.get(model).segment(photo)
+        found = summary["segmentation"]
+        assert {each["name"]: each["area"] for each in found["classes"]} == dict(
+            zip(expected.classes, expected.areas().tolist(), strict=True)
+        )
+        assert set(found) == {"classes", "matrix", "names"}
+        assert [len(rows) for rows in found["matrix"]] == ([8, 8, 8, 8] if model == "scene" else [])
+        with np.load(file) as stored:
+            np.testing.assert_array_equal(stored["labels"], expected.labels)

@@ -1,9 +1,11 @@
 """The browser's arithmetic against Python's: decoding, geometry, colours."""
 
 import base64
+import io
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from app.canvas import SCRIPTS, STATIC
 from app.payload import encode_array
@@ -106,3 +108,84 @@ def test_outside_of_the_crop_nothing_is_coloured(page):
 )
 def test_the_colour_bar_says_where_uniform_is(page, low, high, expected):
     assert page.evaluate(f"vtviz.ticks({low}, {high})") == pytest.approx(expected)
+
+
+def png(values: np.ndarray) -> str:
+    buffer = io.BytesIO()
+    Image.fromarray(values).convert("P").save(buffer, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def test_every_index_of_a_label_map_arrives(page):
+    values = np.arange(256, dtype=np.uint8).reshape(8, 32)
+    got = page.evaluate(
+        "async (data) => { const png = await vtviz.decodeBytePng(data);"
+        " return [png.width, png.height, [...png.values]]; }",
+        png(values),
+    )
+    assert got == [32, 8, list(range(256))]
+
+
+COLOURS = ((200, 10, 20), (0, 0, 0), (20, 200, 255))
+
+
+def painted(page, labels, size, line=0, *, opacity=0.5, hidden=(), lit=None) -> np.ndarray:
+    """What the browser makes of a label map, (H, W, 4)."""
+    height, width = size
+    script = """([data, colours, options, width, height, line]) => {
+        const values = Uint8Array.from(atob(data), (c) => c.charCodeAt(0));
+        const rgba = new Uint8ClampedArray(4 * width * height);
+        const classes = colours.map((colour, index) => ({ colour, index }));
+        const labels = { values, width: options.w, height: options.h };
+        vtviz.paint(labels, classes, options, width, height, line, rgba);
+        return [...rgba];
+    }"""
+    options = {"opacity": opacity, "hidden": list(hidden), "lit": lit, "h": labels.shape[0], "w": labels.shape[1]}
+    got = page.evaluate(script, [encode_array(labels), COLOURS, options, width, height, line])
+    return np.array(got, np.uint8).reshape(height, width, 4)
+
+
+@pytest.fixture(scope="module")
+def labels() -> np.ndarray:
+    values = np.random.default_rng(5).integers(0, 3, (12, 17)).astype(np.uint8)
+    values[2:6, 3:9] = 255
+    return values
+
+
+@pytest.mark.parametrize("size", [(12, 17), (40, 55), (5, 3), (1, 1)])
+def test_classes_are_painted_crisp_and_unseen_pixels_not_at_all(page, labels, size):
+    rows, columns = (((np.arange(n) + 0.5) * side / n).astype(int) for n, side in zip(size, labels.shape, strict=True))
+    expected = labels[np.ix_(rows, columns)]
+    got = painted(page, labels, size)
+    seen = expected != 255
+    np.testing.assert_array_equal(got[seen][:, :3], np.array(COLOURS)[expected[seen]])
+    assert set(got[seen][:, 3]) <= {128}
+    assert (got[~seen][:, 3] == 0).all()
+
+
+def test_hidden_classes_are_left_out_and_one_can_stand_alone(page, labels):
+    alpha = painted(page, labels, (12, 17), hidden=[1])[..., 3]
+    assert set(alpha[labels == 1]) == {0}
+    assert set(alpha[labels == 2]) == {128}
+    alpha = painted(page, labels, (12, 17), lit=2)[..., 3]
+    assert set(alpha[labels == 2]) == {128}
+    assert set(alpha[labels == 0]) == {19}  # 15 % of that
+    alpha = painted(page, labels, (12, 17), lit=1, hidden=[1])[..., 3]  # a hidden class lights nothing
+    assert (set(alpha[labels == 1]), set(alpha[labels == 0])) == ({0}, {128})
+
+
+@pytest.mark.parametrize("line", [1, 2])
+def test_outlines_lie_within_each_class_along_its_borders(page, line):
+    labels = np.zeros((20, 30), np.uint8)
+    labels[5:15, 10:22] = 2
+    alpha = painted(page, labels, (20, 30), line, opacity=0)[..., 3]
+    inside = np.zeros((20, 30), bool)
+    inside[5:15, 10:22] = True
+    core = np.zeros_like(inside)
+    core[5 + line : 15 - line, 10 + line : 22 - line] = True
+    assert (alpha[inside & ~core] == 255).all()
+    assert (alpha[core] == 0).all()
+    assert alpha[5 - line : 5, 10:22].min() == 255  # the other class's side
+    assert alpha[: 5 - line].max() == alpha[:, : 10 - line].max() == 0
+    only = painted(page, labels, (20, 30), line, opacity=0, hidden=[0])[..., 3]
+    np.testing.assert_array_equal(only == 255, inside & ~core)

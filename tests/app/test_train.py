@@ -15,8 +15,9 @@ from app.__main__ import is_loopback, main
 from app.datasets import DataRoot, is_data_set
 from app.page import build_page, launch_options
 from app.shelf import Shelf
-from app.status import describe_cost, describe_job, describe_log, draw_curves, list_jobs, say_seconds
+from app.status import describe_cost, describe_job, describe_log, describe_sizes, draw_curves, list_jobs, say_seconds
 from app.train import Train, buttons
+from vtviz.data.loading import BatchPlan, parse_sizes
 from vtviz.errors import ConfigError, DataError
 from vtviz.train.jobs import REQUEST, STATUS, Job
 from vtviz.train.recipes import RECIPES, make_recipe
@@ -144,9 +145,11 @@ def test_the_form_becomes_a_job(train, data, models):
         (3, None, "must be whole numbers"),
         (3, float("inf"), "must be whole numbers"),
         (4, "many", "must be whole numbers"),
-        (5, SCRIPT, "expected LOW-HIGH@FRACTION or SIZE"),
-        (5, "7", "within 32 and 1024"),
-        (6, -1, "lr must be positive"),
+        (4, 0, "the batch size must be at least 1"),
+        (5, SCRIPT, "the crop size must be like 128, 64-96 or 64-96@0.6,96-128, got &#x27;&lt;script&gt;"),
+        (5, "7", "the crop size: sides must rise within 32 and 1024, got &#x27;7&#x27;"),
+        (5, "64@0.5", "the crop size: fractions must rise and the last one be 1"),
+        (6, -1, "the learning rate must be positive"),
         (6, None, "must be a number"),
     ],
 )
@@ -165,8 +168,29 @@ def test_the_cost_is_told_before_the_start(train):
     assert problem == ""
     assert "12 photos of 2 classes, 4 to validate on" in words
     assert "3 epochs, 9 steps of 4" in words
+    assert "crops of 32 px<" in words.replace("</p>", "<")
     assert "About" not in words
     assert "<b>About 3 h 20 min</b>" in describe_cost(Cost(1, 1, 1, 1), RECIPES["small"], 12_000)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "epochs", "words"),
+    [
+        ("224", 30, "crops of 224 px"),
+        ("64-96", 30, "crops of 64 to 96 px"),
+        ("64-96@0.6,96-128", 30, "crops of 64 to 96 px in epochs 1 to 18, 96 to 128 px in epochs 19 to 30"),
+        ("64@0.5,96@0.75,128", 4, "crops of 64 px in epochs 1 to 2, 96 px in epoch 3, 128 px in epoch 4"),
+        ("64@0.5,96@0.75,128", 1, "crops of 64 px"),  # the others' turn never comes
+    ],
+)
+def test_crop_sizes_are_explained_by_what_the_run_will_do(sizes, epochs, words):
+    recipe = make_recipe("small", sizes=sizes, epochs=epochs)
+    assert describe_sizes(recipe) == words
+    plan = BatchPlan(100, 1, parse_sizes(sizes), epochs=epochs, seed=0)
+    plan.set_epoch(epochs - 1)
+    last = [int(n) for n in re.findall(r"\d+", words.rpartition(", ")[2].partition(" in ")[0])]
+    drawn = {draw.size for batch in plan for draw in batch}
+    assert (min(drawn), max(drawn)) == (last[0], last[-1])
 
 
 def test_errors_do_not_tell_where_things_lie(train, data):
@@ -215,19 +239,20 @@ def test_acts_that_cannot_be_are_told(train, ended):
 
 
 def test_only_what_changed_is_sent(train, ended):
-    assert train.look(None, None)[0] == '<p class="vtx-cost">No runs yet.</p>'
+    assert train.look(None, 1, None)[0] == '<p class="vtx-cost">No runs yet.</p>'
     ended("old")
     ended("new", 2, state="failed", error=SCRIPT)
-    listed, heading, _, _, *acts, chosen, seen = train.look(None, None)
+    listed, heading, _, _, *acts, chosen, seen = train.look(None, 1, None)
     assert chosen == "new"
-    assert [act.visible for act in acts] == [False, True, True]
+    assert [act.visible for act in acts[:3]] == [False, True, True]
+    assert acts[3].visible is False  # without panels
     assert listed.index('data-job="new"') < listed.index('data-job="old"')
     assert SCRIPT not in heading
     assert "&lt;script&gt;" in heading
-    again = train.look(chosen, seen)
+    again = train.look(chosen, 1, seen)
     assert again[-1] == seen
-    assert all(update == {"__type__": "update"} for update in again[:7])
-    other = train.look("old", seen)
+    assert all(update == {"__type__": "update"} for update in again[:12])
+    other = train.look("old", 1, seen)
     assert other[-2] == "old"
     assert "done" in other[1]
 
@@ -326,7 +351,7 @@ def test_a_run_is_started_watched_cancelled_resumed_and_deleted(browser, train, 
     page.get_by_role("option", name="resnet18, from scratch", exact=True).click()
     page.get_by_label("Crop size").fill("32")
     page.get_by_label("Batch size").fill("4")
-    page.get_by_label("Epochs").fill("200")
+    page.get_by_label("Epochs", exact=True).fill("200")
     page.get_by_label("Name").fill("first")
     page.get_by_text("200 epochs, 600 steps of 4").wait_for()
     press("Start")
