@@ -5,7 +5,7 @@ UV := $(shell command -v uv 2>/dev/null)
 
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: help app test slow lint format figure models clean
+.PHONY: help app test slow lint format figures tables clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -28,11 +28,13 @@ format: .venv/ready  ## put the code in order
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-figure: .venv/ready  ## draw the README's picture anew
+figures: .venv/ready  ## draw the pictures of the README and of docs/ anew
 	$(BIN)/python examples/figure6.py --tokens 0,1,2,9,10,11,12,13 --out docs/figure6.png
+	$(BIN)/python examples/figure4.py --out docs/figure4.png
 
-models: .venv/ready  ## write the README's table of models anew
+tables: .venv/ready  ## write the README's table of models and that of the ablations anew
 	$(BIN)/python docs/models.py
+	$(BIN)/python docs/ablations.py
 
 clean:  ## remove what was built, .venv too
 	rm -rf .venv .*_cache .hypothesis .gradio build dist *.egg-info out

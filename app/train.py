@@ -14,16 +14,19 @@ from app.explore import message
 from app.probe import Probe
 from app.shelf import Shelf
 from app.status import describe_cost, describe_job, describe_log, draw_curves, list_jobs
+from vtviz.checkpoints import find, read_card
 from vtviz.errors import ConfigError, DataError, VtvizError, did_you_mean
 from vtviz.models.registry import MODELS
 from vtviz.train.jobs import Job, Jobs
-from vtviz.train.recipes import RECIPES, Recipe, make_recipe
+from vtviz.train.recipes import RECIPES, ClassificationRecipe, Recipe, make_recipe
 from vtviz.train.watch import Progress, count_cost, estimate_seconds, read_log, read_progress
 
 Seen = tuple[Any, ...] | None
 """What a session has been shown, so that only changes are sent."""
 POLL_SECONDS = 2.0
 RECIPE = "small"
+OFFERED = tuple(name for name, recipe in RECIPES.items() if isinstance(recipe, ClassificationRecipe))
+"""Recipes for folders of images; masks are trained on from the command line."""
 CLASSIFIERS = tuple(name for name in MODELS if "fpn" not in name)
 SCRATCH, TRAINED = "new:", "from:"
 """Of a start's value: a model with random weights, or one that the page offers."""
@@ -77,7 +80,8 @@ class Train:
     def starts(self) -> list[tuple[str, str]]:
         """What training can start from: (label, value)."""
         new = [(f"{name}, from scratch", SCRATCH + name) for name in ("vt_resnet18", *CLASSIFIERS)]
-        return [*dict.fromkeys(new), *((f"{name}, fine-tuned", TRAINED + name) for name in self.offer())]
+        trained = [name for name in self.offer() if classifies(self.shelf.source(name))]
+        return [*dict.fromkeys(new), *((f"{name}, fine-tuned", TRAINED + name) for name in trained)]
 
     def request(
         self, data: Any, start: Any, recipe: Any, epochs: Any, batch: Any, sizes: Any, rate: Any
@@ -90,6 +94,8 @@ class Train:
         if self.data is None:
             raise DataError("no data root was given: start the page with --data-root DIR")
         folder = self.data.path(data)
+        if recipe not in OFFERED:
+            raise ConfigError(f"there is no recipe {str(recipe)[:80]!r}{did_you_mean(str(recipe), OFFERED)}")
         try:
             chosen = make_recipe(
                 str(recipe), epochs=whole(epochs), batch_size=whole(batch), sizes=str(sizes).strip(), lr=number(rate)
@@ -107,7 +113,7 @@ class Train:
 
     def fill(self, recipe: str) -> tuple[int, int, str, float]:
         """The important fields of a recipe."""
-        chosen = RECIPES.get(recipe, RECIPES[RECIPE])
+        chosen = RECIPES[recipe if recipe in OFFERED else RECIPE]
         return chosen.epochs, chosen.batch_size, chosen.sizes, chosen.lr
 
     def cost(self, *form: Any) -> tuple[str, str]:
@@ -242,7 +248,7 @@ class Train:
         sets, defaults = root.names(), self.fill(RECIPE)
         data = gr.Dropdown(sets, value=sets[0] if sets else None, label="Data set", elem_id="train-data")
         start = gr.Dropdown(self.starts(), value=f"{SCRATCH}vt_resnet18", label="Model", elem_id="train-start")
-        recipe = gr.Dropdown(list(RECIPES), value=RECIPE, label="Recipe", elem_id="train-recipe", filterable=False)
+        recipe = gr.Dropdown(OFFERED, value=RECIPE, label="Recipe", elem_id="train-recipe", filterable=False)
         with gr.Row(elem_classes="vtx-pair"):
             epochs = gr.Number(defaults[0], label="Epochs", min_width=60)
             batch = gr.Number(defaults[1], label="Batch size", min_width=60)
@@ -309,6 +315,16 @@ class Train:
             button.click(act, [chosen], [note], **quiet).then(**closed).then(**look)
         delete.click(ask, [chosen], [question, sure], **quiet)
         no.click(**closed)
+
+
+def classifies(source: str) -> bool:
+    """Whether a model is a classifier, as far as its card is at hand."""
+    if source.startswith("hf://"):
+        return True
+    try:
+        return read_card(find(source)).task == "classification"
+    except VtvizError:
+        return False
 
 
 def picked(event: gr.EventData) -> tuple[str, str]:

@@ -20,9 +20,11 @@ nbformat = pytest.importorskip("nbformat", reason="nbformat is not installed")
 CLONE = Path(__file__).resolve().parents[1]
 SCRIPTS = (
     "examples/extract.py",
+    "examples/figure4.py",
     "examples/figure5.py",
     "examples/figure6.py",
     "examples/token_numbers.py",
+    "docs/ablations.py",
     "docs/models.py",
 )
 

@@ -16,7 +16,8 @@ from app.datasets import DataRoot, is_data_set
 from app.page import build_page, launch_options
 from app.shelf import Shelf
 from app.status import describe_cost, describe_job, describe_log, describe_sizes, draw_curves, list_jobs, say_seconds
-from app.train import Train, buttons
+from app.train import OFFERED, Train, buttons
+from vtviz import checkpoints
 from vtviz.data.loading import BatchPlan, parse_sizes
 from vtviz.errors import ConfigError, DataError
 from vtviz.train.jobs import REQUEST, STATUS, Job
@@ -140,6 +141,7 @@ def test_the_form_becomes_a_job(train, data, models):
         (1, "new:vt_fpn_resnet18", "training cannot start from"),
         (1, SCRIPT, "training cannot start from &#x27;&lt;script&gt;"),
         (2, "smal", "did you mean &#x27;small&#x27;"),
+        (2, "segment_small", "there is no recipe"),
         (3, 0, "epochs must be at least 1"),
         (3, 1.5, "must be whole numbers"),
         (3, None, "must be whole numbers"),
@@ -208,6 +210,23 @@ def test_recipes_fill_their_fields_and_names_are_free(train, ended, data):
     assert train.free_name(data / "colours") == "colours-2"
     assert re.fullmatch("[A-Za-z0-9][A-Za-z0-9_-]*", train.free_name(Path("/x/ä ö.b")))
     assert train.free_name(Path("/x/…")) == "run"
+
+
+def test_segmentation_is_not_offered_for_folders_of_classes(train, models, tiny_model, tiny_card):
+    model = tiny_model("vt_fpn_resnet18")
+    palette = tuple((i, i, i) for i in range(5))
+    card = tiny_card(model, name="masks", model="vt_fpn_resnet18", task="segmentation", palette=palette)
+    checkpoints.save(models / "masks.safetensors", model, card)
+    try:
+        other = Train(Shelf("own", device="cpu"), train.jobs.root, train.data)
+        assert "masks" in other.shelf.names
+        starts = [value for _, value in other.starts()]
+    finally:
+        for suffix in (".safetensors", ".json"):
+            (models / f"masks{suffix}").unlink()
+    assert "from:masks" not in starts
+    assert "from:own" in starts
+    assert not [recipe for recipe in OFFERED if recipe.startswith(("segment", "coco", "lip"))]
 
 
 # --- the list, the models

@@ -305,3 +305,14 @@ def test_pixels_on_the_device(tiny_job):
 def test_a_compiled_model_trains_and_loads(tiny_job):
     run = train(tiny_job(compile=True, recipe={"epochs": 1, "sizes": "48"}))
     assert vtviz.load_model(run).card.epochs == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "nesterov"), [("sgd", "SGD", False), ("nesterov", "SGD", True), ("rmsprop", "RMSprop", None)]
+)
+def test_each_optimiser_is_the_one_that_was_asked_for(tiny_job, name, kind, nesterov):
+    run = train(tiny_job(name, recipe={"epochs": 1, "optimizer": name, "momentum": 0.8, "rmsprop_decay": 0.7}, limit=8))
+    group = torch.load(run / STATE, weights_only=False)["optimizer_states"][0]["param_groups"][0]
+    assert group["momentum"] == 0.8
+    assert group.get("nesterov") is nesterov
+    assert ("alpha" in group) == (kind == "RMSprop")

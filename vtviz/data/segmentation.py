@@ -260,16 +260,24 @@ def open_segmentation(
     return dataset.relabel(tuple(groups), groups)
 
 
-def _detect_layout(base: Path, split: str) -> str:
-    signs = {
+def find_layouts(root: str | Path, split: str = "train") -> tuple[str, ...]:
+    """Keys of :data:`LAYOUTS` that the files below ``root`` look like; empty where it is no segmentation set."""
+    return tuple(name for name, sign in _layout_signs(Path(root), split).items() if sign.exists())
+
+
+def _layout_signs(base: Path, split: str) -> dict[str, Path]:
+    return {
         "folder": base / "classes.txt",
         "coco_stuff": base / "stuffthingmaps",
         "coco_stuff_panoptic": base / f"panoptic_stuff_{_coco_split(split)}",
         "lip": base / "TrainVal_parsing_annotations",
     }
-    found = [name for name, sign in signs.items() if sign.exists()]
+
+
+def _detect_layout(base: Path, split: str) -> str:
+    found = find_layouts(base, split)
     if not found:
-        wanted = ", ".join(f"{sign.name} ({name})" for name, sign in signs.items())
+        wanted = ", ".join(f"{sign.name} ({name})" for name, sign in _layout_signs(base, split).items())
         raise DataError(f"{base} has no layout that is known; looked for {wanted}")
     if len(found) > 1:
         raise DataError(f"{base} has the layouts {' and '.join(found)}; say which with layout=")

@@ -116,7 +116,7 @@ class RunFolder(Callback):
                 self.folder / CONFUSION, [["right \\ predicted", *card.class_ids], *([i, *row] for i, row in rows)]
             )
         write_probe(self.folder, Predictor(self._snapshot, card), self.probe, epoch)
-        speed = {"images_per_s": self.progress.images_per_s, "data_wait": self.progress.wait}
+        speed = {"images_per_s": self.progress.images_per_s, "data_wait": self.progress.wait, "mfu": self.progress.mfu}
         self._append({"epoch": epoch, "lr": trainer.optimizers[0].param_groups[0]["lr"], **speed, **metrics})
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002

@@ -147,7 +147,7 @@ class Training(L.LightningModule):
         optimizer: torch.optim.Optimizer
         if recipe.optimizer == "adamw":
             optimizer = torch.optim.AdamW(groups, lr=recipe.lr)
-        elif recipe.optimizer == "sgd":
+        elif recipe.optimizer in {"sgd", "nesterov"}:
             optimizer = torch.optim.SGD(
                 groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.optimizer == "nesterov"
             )
