@@ -197,7 +197,8 @@ def test_the_wheel_ships_the_package_and_nothing_else(wheel):
     information = f"vtviz-{vtviz.__version__}.dist-info"
     shipped = {name for name in wheel.namelist() if not name.startswith(f"{information}/")}
     sources = {p.relative_to(CLONE).as_posix() for p in (CLONE / "vtviz").rglob("*.py")}
-    assert shipped == sources | {"vtviz/py.typed"}
+    static = {p.relative_to(CLONE).as_posix() for p in (CLONE / "vtviz/static").iterdir()}
+    assert shipped == sources | static | {"vtviz/py.typed"}
     assert f"{information}/licenses/LICENSE" in wheel.namelist()
 
 

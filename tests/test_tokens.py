@@ -297,6 +297,12 @@ def test_the_manifest_describes_every_array(maps, tmp_path):
     assert {"vtviz", "torch"} <= set(manifest["versions"])
 
 
+def test_a_source_whose_name_is_no_utf8_comes_back(maps, tmp_path):
+    odd = dataclasses.replace(maps, source="caf\udce9.png")
+    odd.save(tmp_path)
+    assert TokenMaps.load(tmp_path).source == odd.source
+
+
 def replace_manifest(folder, **changes) -> None:
     manifest = json.loads((folder / "manifest.json").read_text())
     (folder / "manifest.json").write_text(json.dumps(manifest | changes))

@@ -10,6 +10,10 @@ from vtviz.errors import CheckpointError, ConfigError, DataError, ImageError, Tr
 
 if TYPE_CHECKING:
     from vtviz.checkpoints import create_model
+    from vtviz.explain.ablation import ablate
+    from vtviz.explain.lineage import lineage
+    from vtviz.explain.query import query
+    from vtviz.html_report import Section, report
     from vtviz.predictor import Predictor, extract_tokens, list_models, load_model, segment
     from vtviz.render import grid, overlay
     from vtviz.render_labels import label_overlay
@@ -25,32 +29,42 @@ __all__ = [
     "ImageError",
     "LayerMaps",
     "Predictor",
+    "Section",
     "Segmentation",
     "TokenMaps",
     "TrainingError",
     "VtvizError",
+    "ablate",
     "create_model",
     "extract_tokens",
     "grid",
     "label_overlay",
+    "lineage",
     "list_models",
     "load_model",
     "overlay",
+    "query",
+    "report",
     "segment",
 ]
 
 _HOMES = {
     "LayerMaps": "vtviz.tokens",
     "Predictor": "vtviz.predictor",
+    "Section": "vtviz.html_report",
     "Segmentation": "vtviz.segmentation",
     "TokenMaps": "vtviz.tokens",
+    "ablate": "vtviz.explain.ablation",
     "create_model": "vtviz.checkpoints",
     "extract_tokens": "vtviz.predictor",
     "grid": "vtviz.render",
     "label_overlay": "vtviz.render_labels",
+    "lineage": "vtviz.explain.lineage",
     "list_models": "vtviz.predictor",
     "load_model": "vtviz.predictor",
     "overlay": "vtviz.render",
+    "query": "vtviz.explain.query",
+    "report": "vtviz.html_report",
     "segment": "vtviz.predictor",
 }
 """Public name -> the module that it lives in."""

@@ -16,10 +16,31 @@ import typer
 
 import vtviz
 from vtviz.ablate_verb import ablate
-from vtviz.console import FAILED, Crop, Device, Images, Json, Out, Size, complain, each_image, find_images, print_json
+from vtviz.attribute_verb import attribute
+from vtviz.compare_verb import compare
+from vtviz.console import (
+    FAILED,
+    Crop,
+    Device,
+    Images,
+    Json,
+    Out,
+    Size,
+    complain,
+    each_image,
+    find_images,
+    parse_scale,
+    print_json,
+)
+from vtviz.dissect_verb import dissect
 from vtviz.errors import CheckpointError, ConfigError, VtvizError
+from vtviz.faithfulness_verb import faithfulness
+from vtviz.lineage_verb import lineage
+from vtviz.query_verb import query
+from vtviz.report_verb import report
 from vtviz.segment_verb import segment
 from vtviz.train import scoring_verbs, verbs
+from vtviz.video_verb import video
 
 if TYPE_CHECKING:
     from vtviz.card import Card
@@ -123,7 +144,7 @@ def extract(
     from vtviz.export import name_results, write_extraction
     from vtviz.predictor import DEFAULT_MODEL, check_device, load_model
 
-    limits, wanted = _parse_scale(scale), _parse_layers(layers)
+    limits, wanted = parse_scale(scale), _parse_layers(layers)
     found, failures = find_images(images)
     folders = dict(zip(found, map(out.joinpath, name_results(found)), strict=True))
     predictor = load_model(model or DEFAULT_MODEL, None if device is None else check_device(device))
@@ -142,16 +163,6 @@ def _parse_layers(text: str | None) -> list[int] | None:
         return None if text is None else [int(part) for part in text.split(",")]
     except ValueError:
         raise ConfigError(f"--layers must be whole numbers such as 0,1 or -1, got {text!r}") from None
-
-
-def _parse_scale(text: str) -> str | tuple[float, float]:
-    if "," not in text:
-        return text
-    try:
-        low, high = map(float, text.split(","))
-    except ValueError:
-        raise ConfigError(f"--scale must be shared, map, or two numbers such as 0,8, got {text!r}") from None
-    return low, high
 
 
 def _describe(maps: TokenMaps, folder: Path, written: dict[str, Path]) -> dict[str, Any]:
@@ -261,6 +272,14 @@ QUANTITIES = {"params": "params (M)", "macs": "MACs (G)", "neck_macs": "neck (G)
 
 app.command()(segment)
 app.command()(ablate)
+app.command()(attribute)
+app.command()(faithfulness)
+app.command()(lineage)
+app.command()(query)
+app.command()(report)
+app.command()(dissect)
+app.command()(compare)
+app.command()(video)
 app.command()(verbs.train)
 app.command()(verbs.finetune)
 app.command()(scoring_verbs.evaluate)

@@ -6,14 +6,15 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from glob import iglob
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from vtviz.errors import ImageError
+from vtviz.errors import ConfigError, ImageError
 
 FAILED = 2
 """Exit code for anything that the user can put right."""
@@ -32,6 +33,17 @@ Crop = Annotated[
 ]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ... [dim]\\[CUDA where there is one][/dim]")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result on stdout as JSON.")]
+
+
+def parse_scale(text: str) -> str | tuple[float, float]:
+    """--scale as :data:`vtviz.render.Scale`. Raises ConfigError for a pair that is not of two numbers."""
+    if "," not in text:
+        return text
+    try:
+        low, high = map(float, text.split(","))
+    except ValueError:
+        raise ConfigError(f"--scale must be shared, map, or two numbers such as 0,8, got {text!r}") from None
+    return low, high
 
 
 def complain(message: str) -> None:
@@ -123,3 +135,24 @@ def each_image(
         print_json(results + failures)
     if failures:
         raise typer.Exit(FAILED)
+
+
+@contextmanager
+def counting(doing: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar on stderr, where that is a terminal.
+
+    Args:
+        doing: what it says.
+
+    Yields:
+        What to call with (done, in all).
+    """
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    with Progress(
+        *Progress.get_default_columns(), console=console, transient=True, disable=not console.is_terminal
+    ) as bar:
+        task = bar.add_task(doing, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -54,16 +54,13 @@ def write_extraction(
         DataError: where the disk refuses.
     """
     folder = Path(folder)
-    with _unfinished(folder) as unfinished:
-        names = list(maps.save(unfinished))
+    with staged(folder) as stage:
+        names = list(maps.save(stage))
         if pictures:
-            names += _write_pictures(maps, unfinished, align, cmap, scale)
+            names += _write_pictures(maps, stage, align, cmap, scale)
         names = sorted(set(names), key=lambda name: (name == "manifest.json", name))
-        _clear(folder)
-        for name in names:
-            (folder / name).parent.mkdir(exist_ok=True)
-            (unfinished / name).replace(folder / name)
-    return {name: folder / name for name in names}
+        clear_extraction(folder)
+        return publish(stage, folder, names)
 
 
 def write_segmentation(
@@ -89,14 +86,12 @@ def write_segmentation(
     folder = Path(folder)
     files = segmentation_files(name)
     labels, overlay, facts = files
-    with _unfinished(folder) as unfinished:
-        palette_image(segmentation).save(unfinished / labels)
-        _write_png(unfinished / overlay, label_overlay(segmentation, opacity=opacity))
+    with staged(folder) as stage:
+        palette_image(segmentation).save(stage / labels)
+        _write_png(stage / overlay, label_overlay(segmentation, opacity=opacity))
         text = json.dumps(segmentation.to_dict(), indent=1, ensure_ascii=False)
-        (unfinished / facts).write_text(text + "\n", encoding="utf-8")
-        for file in files:
-            (unfinished / file).replace(folder / file)
-    return {file: folder / file for file in files}
+        (stage / facts).write_text(text + "\n", encoding="utf-8")
+        return publish(stage, folder, files)
 
 
 def segmentation_files(name: str) -> tuple[str, str, str]:
@@ -105,14 +100,31 @@ def segmentation_files(name: str) -> tuple[str, str, str]:
 
 
 @contextmanager
-def _unfinished(folder: Path) -> Iterator[Path]:
-    """A folder within ``folder``, where files are made before they are moved in; what stays there is removed."""
+def staged(folder: str | os.PathLike[str]) -> Iterator[Path]:
+    """A folder within ``folder``, where files are made before :func:`publish` moves them in; what stays is removed.
+
+    Raises:
+        DataError: where the disk refuses, also what is done within.
+    """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".unfinished-", dir=folder) as unfinished:
-            yield Path(unfinished)
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".unfinished-", dir=folder) as stage:
+            yield Path(stage)
     except OSError as error:
         raise DataError(f"{folder}: cannot write: {error.strerror or error}") from None
+
+
+def publish(stage: Path, folder: str | os.PathLike[str], names: Iterable[str]) -> dict[str, Path]:
+    """Move finished files from a stage into its folder, in this order; those of these names are replaced.
+
+    Returns:
+        File name, relative to the folder -> path of each file.
+    """
+    paths = {name: Path(folder) / name for name in names}
+    for name, path in paths.items():
+        path.parent.mkdir(exist_ok=True)
+        (stage / name).replace(path)
+    return paths
 
 
 def _write_pictures(maps: TokenMaps, folder: Path, align: str, cmap: str, scale: render.Scale) -> list[str]:
@@ -130,7 +142,7 @@ def _write_png(path: Path, picture: np.ndarray) -> None:
     Image.fromarray(picture).save(path, compress_level=1)  # the default level takes six times as long
 
 
-def _clear(folder: Path) -> None:
+def clear_extraction(folder: Path) -> None:
     """Remove an earlier extraction, its manifest first; nothing from a folder that is none of ours."""
     manifest = folder / "manifest.json"
     if not manifest.is_file() or b"vtviz token maps" not in manifest.read_bytes():

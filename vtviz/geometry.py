@@ -168,8 +168,8 @@ def upsample(values: np.ndarray, geometry: Geometry, *, stride: float, align: st
     shift = 0.0 if align == "receptive_field" else (stride - 1) / 2
     height, width = geometry.original
     y, x = geometry.to_input(np.arange(height), np.arange(width))
-    rows = _interpolation((y - shift) / stride, values.shape[-2])
-    columns = _interpolation((x - shift) / stride, values.shape[-1])
+    rows = interpolation((y - shift) / stride, values.shape[-2])
+    columns = interpolation((x - shift) / stride, values.shape[-1])
     # Two thin matrix products are exact; OpenCV's warps round the positions to 1/32 cell.
     drawn = rows @ values.astype(np.float32, copy=False) @ columns.T
     if geometry.input != geometry.resized:
@@ -178,7 +178,15 @@ def upsample(values: np.ndarray, geometry: Geometry, *, stride: float, align: st
     return drawn
 
 
-def _interpolation(positions: np.ndarray, cells: int) -> np.ndarray:
-    """(n, cells) float32: row i weights the two cells around position i, clamped to the outermost centres."""
+def interpolation(positions: np.ndarray, cells: int) -> np.ndarray:
+    """Weights of bilinear interpolation along one axis.
+
+    Args:
+        positions: (n,) in cells; whole numbers are their centres.
+        cells: how many there are.
+
+    Returns:
+        (n, cells) float32: row i weights the two cells around position i, clamped to the outermost centres.
+    """
     positions = np.clip(positions, 0, cells - 1)
     return np.maximum(0, 1 - np.abs(positions[:, None] - np.arange(cells))).astype(np.float32)

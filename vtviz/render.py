@@ -146,7 +146,7 @@ def overlay(
         limits = value_range(_peaks(maps.layers, head_shown), scale)
     else:
         limits = value_range(maps.times_uniform(layer, head)[token], scale)
-    return _blend(photo, values, opacity, cmap, limits)
+    return blend(photo, values, limits, opacity=opacity, cmap=cmap)
 
 
 def _photo(maps: TokenMaps, image: images.ImageSource | None) -> np.ndarray:
@@ -170,8 +170,13 @@ def _peaks(layers: Sequence[LayerMaps], head: int | None) -> np.ndarray:
     return np.concatenate([_of_head(layer, head).max(axis=(1, 2)) for layer in layers])
 
 
-def _blend(photo: np.ndarray, values: np.ndarray, opacity: float, cmap: str, limits: tuple[float, float]) -> np.ndarray:
-    """``values``, which are clipped in place, over the photo; the photo dimmed where they are NaN."""
+def blend(
+    photo: np.ndarray, values: np.ndarray, limits: tuple[float, float], *, opacity: float = 0.5, cmap: str = "jet"
+) -> np.ndarray:
+    """``values`` (H, W) float32, clipped to the limits in place, in colours over a photo (H, W, 3) uint8 RGB.
+
+    The photo is dimmed where they are NaN. Raises ConfigError for an option that cannot work.
+    """
     if not 0 <= opacity <= 1:
         raise ConfigError(f"opacity must be from 0 to 1, got {opacity}")
     _check_cmap(cmap)
@@ -238,7 +243,7 @@ def grid(
         values = _of_head(layer, head)
         ranges = [limits or value_range(map_, "map") for map_ in values]
         large = geo.upsample(values, geometry, stride=layer.stride, align=align)
-        pictures = [_blend(photo, map_, opacity, cmap, r) for map_, r in zip(large, ranges, strict=True)]
+        pictures = [blend(photo, map_, r, opacity=opacity, cmap=cmap) for map_, r in zip(large, ranges, strict=True)]
         labels = [
             f"{v.max():.1f}×" if limits else f"{r[0]:.1f} - {r[1]:.1f}×" for v, r in zip(values, ranges, strict=True)
         ]

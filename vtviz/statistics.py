@@ -75,3 +75,17 @@ def summarize(each: Sequence[LayerStatistics]) -> dict[str, float | int]:
         "correlation": float(np.mean([s.correlation for s in each])),
         "dead": int((peaks < DEAD_PEAK).sum()),
     }
+
+
+def map_overlaps(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """How much of its mass each map shares with each other one: the sum over the cells of the smaller of the two.
+
+    Args:
+        first: (n, h, w), each map summing to 1.
+        second: (m, h, w) likewise.
+
+    Returns:
+        (n, m) float64 in [0, 1]: 1 for equal maps, 0 for maps that share no cell.
+    """
+    ours, theirs = (np.asarray(maps, np.float64).reshape(len(maps), -1) for maps in (first, second))
+    return np.stack([np.minimum(one, theirs).sum(axis=1) for one in ours])

@@ -274,7 +274,8 @@ class TokenMaps:
             "sha256": {name: hashlib.sha256(data).hexdigest() for name, data in files.items()},
             "classes": list(self.classes),
         }
-        files["manifest.json"] = (json.dumps(manifest, indent=1, ensure_ascii=False) + "\n").encode()
+        text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
+        files["manifest.json"] = text.encode("utf-8", "backslashreplace")  # a file's name need not be UTF-8
         paths = {name: Path(folder) / name for name in files}
         try:
             Path(folder).mkdir(parents=True, exist_ok=True)

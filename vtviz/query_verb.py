@@ -1,0 +1,91 @@
+"""The command line's ``query``."""
+
+# ruff: noqa: PLC0415 - heavy imports stand where they are needed
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vtviz.console import Crop, Device, Json, Size, print_json
+from vtviz.errors import ConfigError
+
+if TYPE_CHECKING:
+    from vtviz.explain.query import LayerQuery
+
+
+def query(
+    image: Annotated[str, typer.Argument(metavar="IMAGE", help="An image file.")],
+    at: Annotated[
+        str | None, typer.Option(metavar="X,Y", help="A pixel of the image, from 0,0 in the upper left corner.")
+    ] = None,
+    box: Annotated[
+        str | None, typer.Option(metavar="X0,Y0,X1,Y1", help="A region in its place, X1 and Y1 excluded.")
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", "-m", metavar="M", help="As [bold]vtviz extract[/bold] takes it."),
+    ] = None,
+    size: Size = None,
+    crop: Crop = None,
+    device: Device = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="DIR", help="Write DIR/query.png and DIR/query.json.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Ask about a place in the image: which tokens read it, and which tokens it reads.
+
+    Every layer answers in × uniform: 1 is a token that looks everywhere alike, or a place that reads all tokens alike.
+
+    [bold]Examples[/bold]
+
+    vtviz query cat.jpg --at 165,105
+
+    vtviz query street.png --box 120,180,240,270 --model vt_fpn_resnet18_camvid --out out
+    """
+    from vtviz.explain.query import query as ask
+    from vtviz.explain.query_picture import save_query
+    from vtviz.predictor import DEFAULT_MODEL, check_device, load_model
+
+    place: dict[str, Any] = {"at": _numbers("--at", at, "120,80"), "box": _numbers("--box", box, "0,0,120,80")}
+    if (at is None) == (box is None):
+        raise ConfigError("a query needs either --at X,Y or --box X0,Y0,X1,Y1")
+    predictor = load_model(model or DEFAULT_MODEL, None if device is None else check_device(device))
+    maps = predictor.extract(image, size=size, crop=crop)
+    result = ask(maps, **place)
+    written = {} if out is None else save_query(maps, result, out)
+    if as_json:
+        files = {"files": {name: str(path) for name, path in written.items()}} if written else {}
+        print_json(result.to_dict() | files)
+    else:
+        for layer in result.layers:
+            typer.echo(_sentence(layer))
+
+
+def _numbers(option: str, text: str | None, example: str) -> tuple[int, ...] | None:
+    try:
+        numbers = None if text is None else tuple(int(part) for part in text.split(","))
+    except ValueError:
+        numbers = ()
+    if numbers is not None and len(numbers) != example.count(",") + 1:
+        raise ConfigError(f"{option} must be whole numbers such as {example}, got {text!r}")
+    return numbers
+
+
+def _sentence(layer: LayerQuery) -> str:
+    """The strongest three of either way, on one line."""
+    read_by = layer.read_by.mean(axis=0)
+    parts = [f"read by {_strongest(read_by)}"]
+    if layer.reads is not None:
+        reads = layer.reads.mean(axis=0) * layer.reads.shape[1]
+        parts.append(f"reads {_strongest(reads, layer.kept)}")
+    return f"{layer.name}: {'; '.join(parts)}"
+
+
+def _strongest(values: Any, kept: int = 0) -> str:
+    names = [f"kept {slot}" if slot < kept else str(slot - kept) for slot in range(len(values))]
+    best = (-values).argsort(kind="stable")[:3]
+    return ", ".join(f"token {names[i]} ({values[i]:.1f}×)" for i in best)
