@@ -11,6 +11,9 @@ from vtviz.errors import CheckpointError, ConfigError, DataError, ImageError, Tr
 if TYPE_CHECKING:
     from vtviz.checkpoints import create_model
     from vtviz.explain.ablation import ablate
+    from vtviz.explain.atlas_file import load_atlas
+    from vtviz.explain.compare import compare
+    from vtviz.explain.dissection import dissect
     from vtviz.explain.lineage import lineage
     from vtviz.explain.query import query
     from vtviz.html_report import Section, report
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
     from vtviz.render_labels import label_overlay
     from vtviz.segmentation import Segmentation
     from vtviz.tokens import LayerMaps, TokenMaps
+    from vtviz.video import write_film
 
 __version__ = "0.1.0"
 
@@ -35,17 +39,21 @@ __all__ = [
     "TrainingError",
     "VtvizError",
     "ablate",
+    "compare",
     "create_model",
+    "dissect",
     "extract_tokens",
     "grid",
     "label_overlay",
     "lineage",
     "list_models",
+    "load_atlas",
     "load_model",
     "overlay",
     "query",
     "report",
     "segment",
+    "write_film",
 ]
 
 _HOMES = {
@@ -55,17 +63,21 @@ _HOMES = {
     "Segmentation": "vtviz.segmentation",
     "TokenMaps": "vtviz.tokens",
     "ablate": "vtviz.explain.ablation",
+    "compare": "vtviz.explain.compare",
     "create_model": "vtviz.checkpoints",
+    "dissect": "vtviz.explain.dissection",
     "extract_tokens": "vtviz.predictor",
     "grid": "vtviz.render",
     "label_overlay": "vtviz.render_labels",
     "lineage": "vtviz.explain.lineage",
     "list_models": "vtviz.predictor",
+    "load_atlas": "vtviz.explain.atlas_file",
     "load_model": "vtviz.predictor",
     "overlay": "vtviz.render",
     "query": "vtviz.explain.query",
     "report": "vtviz.html_report",
     "segment": "vtviz.predictor",
+    "write_film": "vtviz.video",
 }
 """Public name -> the module that it lives in."""
 

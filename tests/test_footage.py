@@ -1,0 +1,155 @@
+import io
+import os
+import threading
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from vtviz import images
+from vtviz.errors import ImageError
+from vtviz.footage import LIMITS, hushed, open_footage
+
+CODECS = {"avi": "MJPG", "mp4": "mp4v", "webm": "VP80", "mkv": "MJPG", "mov": "mp4v"}
+
+
+@pytest.fixture(scope="module")
+def make_video(tmp_path_factory, coffee):
+    """Builds a video of 9 frames of 120 x 80 pixels, each of one brightness and the last ones brightest."""
+
+    def build(suffix: str, count: int = 9, fps: float = 12.5):
+        path = tmp_path_factory.mktemp("video") / f"clip.{suffix}"
+        with hushed():
+            writer = cv2.VideoWriter(str(path), cv2.CAP_FFMPEG, cv2.VideoWriter.fourcc(*CODECS[suffix]), fps, (120, 80))
+        for i in range(count):
+            writer.write(np.full((80, 120, 3), (20 + 20 * i, 60, 120), np.uint8))
+        writer.release()
+        return path
+
+    return build
+
+
+@pytest.mark.parametrize("suffix", CODECS)
+def test_a_video_gives_its_frames_one_by_one(make_video, suffix):
+    footage = open_footage(make_video(suffix))
+    assert (footage.count, footage.files) == (9, None)
+    assert footage.fps == pytest.approx(12.5, rel=0.01)
+    frames = list(footage.frames())
+    assert [frame.number for frame in frames] == list(range(9))
+    for i, frame in enumerate(frames):
+        assert frame.image.shape == (80, 120, 3)
+        assert frame.image.dtype == np.uint8
+        np.testing.assert_allclose(frame.image.mean(axis=(0, 1)), (120, 60, 20 + 20 * i), atol=6)  # RGB
+    assert [frame.number for frame in footage.frames(every=4)] == [0, 4, 8]
+    assert np.array_equal(next(footage.frames()).image, frames[0].image)  # from the start again
+
+
+def test_a_folder_gives_its_images_in_natural_order(tmp_path, chelsea, coffee):
+    for name in ("frame10.png", "frame2.png", "Frame1.jpg", "b.png"):
+        Image.fromarray(chelsea[:40, :60] if name != "b.png" else coffee[:30, :30]).save(tmp_path / name)
+    (tmp_path / "notes.txt").write_text("none")
+    footage = open_footage(str(tmp_path))
+    assert (footage.count, footage.fps) == (4, None)
+    frames = list(footage.frames())
+    assert [f.name for f in frames] == ["b.png", "Frame1.jpg", "frame2.png", "frame10.png"]
+    assert [f.image.shape[:2] for f in frames] == [(30, 30), (40, 60), (40, 60), (40, 60)]
+    assert [(f.number, f.name) for f in footage.frames(3)] == [(0, "b.png"), (3, "frame10.png")]
+
+
+def test_a_broken_frame_is_named(tmp_path, chelsea):
+    Image.fromarray(chelsea[:40, :60]).save(tmp_path / "1.png")
+    (tmp_path / "2.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
+    frames = open_footage(tmp_path).frames()
+    next(frames)
+    with pytest.raises(ImageError, match=r"2\.png' is damaged"):
+        next(frames)
+
+
+def webm(make_video) -> bytes:
+    return make_video("webm").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "reason"),
+    [
+        ("clip.webm", lambda data: b"", "nor a folder of frames: it is empty"),
+        ("clip.webm", lambda data: b"no video at all", "not an MP4, MOV, WebM, MKV or AVI video"),
+        ("clip.webm", lambda data: data[:60], "damaged, or of a codec"),
+        ("clip.webm", lambda data: data[:4] + b"garbage" * 100, "damaged, or of a codec"),
+        ("list.m3u8", lambda data: b"#EXTM3U\n#EXTINF:1,\n/etc/hostname\n", "not an MP4"),
+        ("list.ffconcat", lambda data: b"ffconcat version 1.0\nfile /etc/hostname\n", "not an MP4"),
+    ],
+)
+def test_what_is_no_video_is_one_line_and_silent(make_video, tmp_path, capfd, name, change, reason):
+    path = tmp_path / name
+    path.write_bytes(change(webm(make_video)))
+    with pytest.raises(ImageError, match=reason) as raised:
+        open_footage(path)
+    assert "\n" not in str(raised.value)
+    assert name in str(raised.value)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_what_is_cut_short_gives_what_there_is(make_video, tmp_path):
+    path = tmp_path / "cut.webm"
+    data = webm(make_video)
+    path.write_bytes(data[: len(data) * 2 // 3])
+    assert 1 <= len(list(open_footage(path).frames())) < 9
+
+
+def test_names_are_nothing_but_names(make_video, tmp_path, monkeypatch):
+    """Neither patterns of images nor addresses: OpenCV never sees them."""
+    for name in ("clip%03d.png", "0", "file:clip.webm", "concat:a|b"):
+        path = tmp_path / name
+        path.write_bytes(webm(make_video))
+        assert len(list(open_footage(path).frames())) == 9
+    with pytest.raises(ImageError, match="no such video file"):
+        open_footage("http://localhost/clip.webm")
+    with pytest.raises(ImageError, match="no such video file"):
+        open_footage(tmp_path / "nowhere.mp4")
+    os.mkfifo(tmp_path / "pipe.mp4")
+    with pytest.raises(ImageError, match="no such video file"):
+        open_footage(tmp_path / "pipe.mp4")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ImageError, match="no images in this folder"):
+        open_footage(tmp_path / "empty")
+
+
+def test_size_and_length_are_bounded(make_video, monkeypatch):
+    path = make_video("avi")
+    with pytest.raises(ImageError, match="more than the 1e-06 GB"):
+        open_footage(path, replace(LIMITS, bytes=1000))
+    footage = open_footage(path, replace(LIMITS, frames=4))
+    assert [f.number for f in footage.frames(3)] == [0, 3]
+    monkeypatch.setattr(images, "LIMITS", replace(images.LIMITS, pixels=9000))
+    with pytest.raises(ImageError, match=r"frames of 120 x 80 pixels; at most 0\.009 megapixels"):
+        open_footage(path)
+
+
+def test_stderr_is_put_back_whatever_happens(capfd):
+    with hushed():
+        os.write(2, b"not seen")
+    with pytest.raises(ValueError, match="boom"), hushed():
+        raise ValueError("boom")
+
+    def work():
+        for _ in range(50):
+            with hushed():
+                pass
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    os.write(2, b"seen")
+    assert capfd.readouterr().err == "seen"
+
+
+def test_an_open_file_is_all_that_opencv_needs(make_video):
+    """What the module rests on: VideoCapture reads from a Python file."""
+    capture = cv2.VideoCapture(io.BytesIO(webm(make_video)), cv2.CAP_FFMPEG, [])
+    assert capture.isOpened()
+    assert capture.read()[0]

@@ -1,0 +1,200 @@
+"""Moving pictures, from a video file or a folder of frames: one frame at a time, each through the gate for images.
+
+OpenCV gets an open file and never a name, so that none is taken for an address, a device or a pattern of other files.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import cv2
+import numpy as np
+
+from vtviz import images
+from vtviz.errors import ImageError
+
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+"""What is taken for a frame in a folder."""
+MAGIC = re.compile(rb"....ftyp|\x1a\x45\xdf\xa3|RIFF....AVI ", re.DOTALL)
+"""First bytes of MP4 and MOV, of WebM and MKV, and of AVI."""
+
+
+@dataclass(frozen=True)
+class FootageLimits:
+    """The largest video that is let in; each frame has the limits of an image besides.
+
+    Attributes:
+        bytes: size of a video file.
+        frames: of which any are looked at, counted from the first.
+        seconds: that the opening, and each frame, may take.
+    """
+
+    bytes: int = 4_000_000_000
+    frames: int = 100_000
+    seconds: int = 20
+
+
+LIMITS = FootageLimits()
+
+
+@dataclass(frozen=True, eq=False)
+class Frame:
+    """One picture.
+
+    Attributes:
+        number: its place in the footage, from 0.
+        name: of its file; of a video empty.
+        image: (H, W, 3) uint8 RGB.
+    """
+
+    number: int
+    name: str
+    image: np.ndarray
+
+
+@dataclass(frozen=True)
+class Footage:
+    """A video file or a folder of frames.
+
+    Attributes:
+        path: of either.
+        files: frames of a folder in their order; None for a video.
+        fps: frames a second as a video states them; None where it states none that can be.
+        count: how many frames there are, as a video states it; None where it does not.
+        limits: what is refused.
+    """
+
+    path: Path
+    files: tuple[Path, ...] | None
+    fps: float | None
+    count: int | None
+    limits: FootageLimits = LIMITS
+
+    def frames(self, every: int = 1) -> Iterator[Frame]:
+        """The frames, or every n-th one from the first on.
+
+        Raises:
+            ImageError: for a frame that cannot be read, naming it; and where a video has none.
+        """
+        if self.files is not None:
+            for number in range(0, min(len(self.files), self.limits.frames), every):
+                path = self.files[number]
+                yield Frame(number, path.name, images.load(path))
+            return
+        with _opened(self.path, self.limits) as video:
+            for number in range(self.limits.frames):
+                with hushed():
+                    found = video.grab()
+                    picture = video.retrieve()[1] if found and number % every == 0 else None
+                if not found:
+                    if number == 0:
+                        raise ImageError(f"{self.path}: a video without a frame that can be decoded")
+                    return
+                if picture is not None:
+                    yield Frame(number, "", images.load(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)))
+
+
+def open_footage(path: str | os.PathLike[str], limits: FootageLimits = LIMITS) -> Footage:
+    """Look at a video file (MP4, MOV, WebM, MKV, AVI) or a folder of frames, without decoding any.
+
+    Args:
+        path: of either. Of a folder the images right in it are taken, in the order of their names, numbers in them
+            counted: 2 before 10.
+        limits: what is refused.
+
+    Raises:
+        ImageError: for what is neither, in one line.
+    """
+    path = Path(path).expanduser()
+    if path.is_dir():
+        files = tuple(sorted((p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and p.is_file()), key=_natural))
+        if not files:
+            raise ImageError(f"{path}: no images in this folder")
+        return Footage(path, files, None, len(files), limits)
+    with _opened(path, limits) as video:
+        fps, count = (float(video.get(key)) for key in (cv2.CAP_PROP_FPS, cv2.CAP_PROP_FRAME_COUNT))
+    return Footage(
+        path,
+        None,
+        fps if math.isfinite(fps) and 0 < fps <= 240 else None,
+        int(count) if math.isfinite(count) and count > 0 else None,
+        limits,
+    )
+
+
+def _natural(path: Path) -> list[tuple[int, str]]:
+    return [(int(n), "") if n else (-1, text) for n, text in re.findall(r"(\d{1,18})|(\D+)", path.name.lower())]
+
+
+@contextmanager
+def _opened(path: Path, limits: FootageLimits) -> Iterator[cv2.VideoCapture]:
+    if not path.is_file():
+        raise ImageError(f"{path}: no such video file or folder of frames")
+    try:
+        with path.open("rb") as file:
+            _check_file(path, file, limits)
+            wait = limits.seconds * 1000
+            options = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, wait, cv2.CAP_PROP_READ_TIMEOUT_MSEC, wait]
+            source: Any = file
+            with hushed():
+                video = cv2.VideoCapture(source, cv2.CAP_FFMPEG, options)
+            try:
+                _check_video(path, video)
+                yield video
+            finally:
+                video.release()
+    except OSError as error:
+        raise ImageError(f"{path}: cannot be read: {error.strerror or error}") from None
+
+
+def _check_file(path: Path, file: IO[bytes], limits: FootageLimits) -> None:
+    start, size = file.read(12), os.fstat(file.fileno()).st_size
+    file.seek(0)
+    if not MAGIC.match(start):
+        what = f"it starts with {start[:8]!r}" if start else "it is empty"
+        raise ImageError(f"{path}: not an MP4, MOV, WebM, MKV or AVI video, nor a folder of frames: {what}")
+    if size > limits.bytes:
+        raise ImageError(f"{path}: more than the {limits.bytes / 1e9:g} GB that a video may have; cut it")
+
+
+def _check_video(path: Path, video: cv2.VideoCapture) -> None:
+    if not video.isOpened():
+        raise ImageError(f"{path}: damaged, or of a codec that this OpenCV does not know")
+    width, height = (int(video.get(key)) for key in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT))
+    most = images.LIMITS
+    if width * height > most.pixels or max(width, height) > most.side:
+        raise ImageError(
+            f"{path}: frames of {width} x {height} pixels; at most {most.pixels / 1e6:g} megapixels are read: shrink it"
+        )
+
+
+_HUSHING = threading.Lock()
+
+
+@contextmanager
+def hushed() -> Iterator[None]:
+    """Nothing on stderr: FFmpeg writes there past Python, also where all is well."""
+    with _HUSHING:  # two at once would put the wrong one back
+        try:
+            kept = os.dup(2)
+        except OSError:  # there is no stderr
+            kept = None
+        if kept is None:
+            yield
+            return
+        try:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, 2)
+            os.close(nowhere)
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
