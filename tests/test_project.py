@@ -21,7 +21,7 @@ from docs import models as table
 from vtviz import checkpoints, cli
 from vtviz.card import Card
 from vtviz.models.registry import build_model, config_to_dict
-from vtviz.predictor import DEFAULT_MODEL
+from vtviz.predictor import DEFAULT_MODEL, DEFAULT_SEGMENTER
 
 CLONE = Path(__file__).resolve().parents[1]
 README = (CLONE / "README.md").read_text(encoding="utf-8")
@@ -68,18 +68,22 @@ def test_the_command_line_understands_every_command(line):
 
 
 def test_there_are_commands_for_extraction_and_training():
-    assert {"extract", "models", "profile", "train", "evaluate"} == {c.split()[0] for c in vtviz_commands()}
+    shown = {c.split()[0] for c in vtviz_commands()}
+    assert {"extract", "segment", "models", "profile", "lineage", "ablate", "report", "train", "evaluate"} <= shown
 
 
-def test_the_python_example_runs(tiny_checkpoint, tmp_path, monkeypatch, capsys):
-    for path in (tiny_checkpoint, tiny_checkpoint.with_suffix(".json")):
-        shutil.copy(path, path.with_stem(DEFAULT_MODEL))
+def test_the_python_examples_run(tiny_checkpoint, tiny_segmenter, tmp_path, monkeypatch, capsys):
+    for source, name in ((tiny_checkpoint, DEFAULT_MODEL), (tiny_segmenter, DEFAULT_SEGMENTER)):
+        for path in (source, source.with_suffix(".json")):
+            shutil.copy(path, path.with_stem(name))
     monkeypatch.chdir(tmp_path)
     Path("app").symlink_to(CLONE / "app")
-    (code,) = blocks("python")
     namespace: dict = {}
-    exec(compile(code, "README.md", "exec"), namespace)
+    for code in blocks("python"):  # one after the other, as a reader would
+        exec(compile(code, "README.md", "exec"), namespace)
     assert "Prediction(" in capsys.readouterr().out
+    with Image.open("overlay.png") as picture:
+        assert picture.size == namespace["found"].labels.shape[::-1]
     with Image.open("token3.png") as picture, Image.open("app/photos/cat.jpg") as photo:
         assert picture.size == photo.size == namespace["values"].shape[::-1]
     assert vtviz.TokenMaps.load("out/cat").layers[0].num_tokens == 16
@@ -165,7 +169,7 @@ def test_a_readme_without_the_place_for_the_table_is_refused(tmp_path):
 
 def test_the_shipped_models_say_what_may_be_done_with_them():
     cards = {path.stem: checkpoints.read_card(path) for path in (CLONE / "checkpoints").glob("*.safetensors")}
-    assert DEFAULT_MODEL in cards
+    assert {DEFAULT_MODEL, DEFAULT_SEGMENTER} <= set(cards)
     for name, card in cards.items():
         assert card.name == name
         assert "non-commercial" in card.licence.lower()

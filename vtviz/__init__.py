@@ -12,8 +12,10 @@ if TYPE_CHECKING:
     from vtviz.checkpoints import create_model
     from vtviz.explain.ablation import ablate
     from vtviz.explain.atlas_file import load_atlas
+    from vtviz.explain.attribution import attribute
     from vtviz.explain.compare import compare
     from vtviz.explain.dissection import dissect
+    from vtviz.explain.faithfulness import measure_faithfulness
     from vtviz.explain.lineage import lineage
     from vtviz.explain.query import query
     from vtviz.html_report import Section, report
@@ -39,6 +41,7 @@ __all__ = [
     "TrainingError",
     "VtvizError",
     "ablate",
+    "attribute",
     "compare",
     "create_model",
     "dissect",
@@ -49,6 +52,7 @@ __all__ = [
     "list_models",
     "load_atlas",
     "load_model",
+    "measure_faithfulness",
     "overlay",
     "query",
     "report",
@@ -63,6 +67,7 @@ _HOMES = {
     "Segmentation": "vtviz.segmentation",
     "TokenMaps": "vtviz.tokens",
     "ablate": "vtviz.explain.ablation",
+    "attribute": "vtviz.explain.attribution",
     "compare": "vtviz.explain.compare",
     "create_model": "vtviz.checkpoints",
     "dissect": "vtviz.explain.dissection",
@@ -73,6 +78,7 @@ _HOMES = {
     "list_models": "vtviz.predictor",
     "load_atlas": "vtviz.explain.atlas_file",
     "load_model": "vtviz.predictor",
+    "measure_faithfulness": "vtviz.explain.faithfulness",
     "overlay": "vtviz.render",
     "query": "vtviz.explain.query",
     "report": "vtviz.html_report",

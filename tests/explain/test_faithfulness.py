@@ -1,0 +1,231 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from vtviz.errors import ConfigError, DataError
+from vtviz.explain.curves import STEPS, area, blurred, bootstrap, curves, order
+from vtviz.explain.faithfulness import BASELINES, measure_faithfulness, pick_images, with_random_weights
+from vtviz.geometry import fit, to_tensor
+from vtviz.predictor import Predictor
+
+# --- curves
+
+
+@pytest.fixture(scope="module")
+def cat(chelsea):
+    """A photo as a model's input, (3, 128, 192) in [0, 1]."""
+    return to_tensor(chelsea, fit(chelsea.shape[:2], size=157, multiple=64))
+
+
+def inside(images):
+    """A "model" that looks at one region only: how much of its detail is there, 0 to 1."""
+    return images[:, :, 40:72, 80:128].std(dim=(1, 2, 3))
+
+
+def region(value=1.0, elsewhere=0.0):
+    cells = np.full((8, 12), elsewhere, np.float32)
+    cells[3:5, 5:8] = value
+    return cells
+
+
+def test_pixels_go_in_equal_shares_highest_first():
+    cells = np.arange(8 * 12, dtype=np.float32).reshape(8, 12)
+    share = order(cells, (128, 192))
+    assert np.bincount(share.ravel()).tolist() == pytest.approx([128 * 192 / STEPS] * STEPS, abs=1)
+    assert share[-1, -1] == 0
+    assert share[0, 0] == STEPS - 1
+    assert order(-cells, (128, 192))[:8].max() < 3
+    lifted = order(region(), (128, 192))  # a cell of 16 pixels is centred at pixel 16 i
+    assert (lifted[48:65, 80:113] == 0).all()
+
+
+def test_a_map_that_knows_where_the_model_looks_beats_one_that_does_not(cat):
+    nothing = blurred(cat)
+    ends = tuple(inside(torch.stack((cat, nothing))).tolist())
+    knows, blind = (curves(cells, cat, nothing, ends, inside) for cells in (region(), region(0, 1)))
+    assert knows.deletion[0] == knows.insertion[-1] == ends[0]
+    assert knows.deletion[-1] == knows.insertion[0] == ends[1]
+    assert len(knows.deletion) == STEPS + 1
+    assert area(knows.deletion) < area(blind.deletion) - 0.05
+    assert area(knows.insertion) > area(blind.insertion) + 0.05
+    # what is left after k shares of the one map is what the opposite map has brought in before
+    np.testing.assert_allclose(knows.deletion, curves(-region(), cat, nothing, ends, inside).insertion[::-1], atol=0.05)
+
+
+def test_the_curve_is_that_of_images_changed_by_hand(cat):
+    nothing = blurred(cat)
+    cells = np.random.default_rng(0).random((8, 12), np.float32)
+    share = torch.from_numpy(order(cells, (128, 192)))
+    found = curves(cells, cat, nothing, (9.0, 7.0), lambda x: x.mean(dim=(1, 2, 3)))
+    for k in (1, 7, STEPS - 1):
+        gone = torch.where(share < k, nothing, cat)
+        come = torch.where(share < k, cat, nothing)
+        assert found.deletion[k] == pytest.approx(float(gone.mean()), abs=1e-6)
+        assert found.insertion[k] == pytest.approx(float(come.mean()), abs=1e-6)
+    assert (found.deletion[0], found.deletion[-1], found.insertion[0], found.insertion[-1]) == (9, 7, 7, 9)
+
+
+def test_the_blur_keeps_brightness_and_nothing_else(cat):
+    nothing = blurred(cat)
+    assert nothing.shape == cat.shape
+    np.testing.assert_allclose(nothing.mean(dim=(1, 2)), cat.mean(dim=(1, 2)), atol=0.03)
+    steps = (nothing[:, 1:] - nothing[:, :-1]).abs().max()
+    assert steps < 0.1 * (cat[:, 1:] - cat[:, :-1]).abs().max()
+
+
+def test_area_is_the_mean_height():
+    assert area(np.full(STEPS + 1, 0.3)) == pytest.approx(0.3)
+    assert area(np.linspace([1, 0.5], [0, 0.5], STEPS + 1).T).tolist() == pytest.approx([0.5, 0.5])
+    assert area(np.array([0, 1, 1])) == 0.75
+
+
+def test_intervals_cover_the_truth_as_often_as_they_say():
+    rng = np.random.default_rng(1)
+    covered = [low <= 3 <= high for _, low, high in (bootstrap(rng.normal(3, 2, 60), seed) for seed in range(200))]
+    assert 0.88 <= np.mean(covered) <= 0.99
+    values = rng.normal(3, 2, 400)
+    mean, low, high = bootstrap(values)
+    assert mean == pytest.approx(values.mean())
+    assert (high - low) == pytest.approx(2 * 1.96 * values.std() / 20, rel=0.1)
+    assert bootstrap(np.array([0.25])) == (0.25, 0.25, 0.25)
+    assert bootstrap(values + 1).low == pytest.approx(low + 1)  # the same seed draws the same images
+
+
+# --- over a folder
+
+METHODS = ["token_integrated_gradients", "grad_cam"]
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory, chelsea, coffee):
+    folder = tmp_path_factory.mktemp("photos")
+    for name, photo in {"cat": chelsea, "cup": coffee}.items():
+        Image.fromarray(photo).save(folder / f"{name}.png")
+    (folder / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def predictor(tiny_model) -> Predictor:
+    return Predictor(tiny_model())
+
+
+@pytest.fixture(scope="module")
+def found(predictor, photos):
+    return measure_faithfulness(predictor, sorted(photos.iterdir()), METHODS, size=64)
+
+
+def test_every_method_is_measured_beside_the_baselines(found, predictor, photos):
+    assert [each.method for each in found.methods] == [*METHODS, *BASELINES]
+    assert [path.rsplit("/", 1)[1] for path in found.images] == ["cat.png", "cup.png"]
+    assert list(found.skipped) == [str(photos / "broken.png")]
+    best = [predictor.predict(path, size=64, k=1)[0] for path in found.images]
+    assert list(found.targets) == [p.label for p in best]
+    for each in found.methods:
+        assert each.deletion.shape == each.insertion.shape == (2, STEPS + 1)
+        np.testing.assert_allclose(each.deletion[:, 0], [p.probability for p in best], rtol=1e-4)
+        assert np.array_equal(each.deletion[:, -1], each.insertion[:, 0])
+        assert (each.seconds > 0).all() == (each.method not in BASELINES)
+        assert np.isnan(each.randomization).all() == (each.method in BASELINES)
+        assert (np.abs(np.nan_to_num(each.randomization)) <= 1).all()
+    assert len({each.deletion.tobytes() for each in found.methods}) == len(found.methods)
+
+
+def test_summary_is_of_areas_and_of_pairs(found):
+    summary = found.summary()
+    grad_cam, centre = (next(m for m in found.methods if m.method == name) for name in ("grad_cam", "centre"))
+    told = summary["grad_cam"]
+    assert told["deletion"].mean == pytest.approx(area(grad_cam.deletion).mean())
+    assert told["insertion_over_centre"].mean == pytest.approx(
+        (area(grad_cam.insertion) - area(centre.insertion)).mean()
+    )
+    assert told["randomization"].mean == pytest.approx(grad_cam.randomization.mean())
+    assert all(each.low <= each.mean <= each.high for each in told.values())
+    assert summary["centre"]["deletion_over_centre"] == (0, 0, 0)
+    assert "randomization" not in summary["random"]
+
+
+def test_json_and_arrays(found, tmp_path):
+    written = found.save(tmp_path / "out")
+    facts = json.loads(written["faithfulness.json"].read_text())
+    assert facts == found.to_dict()
+    assert (facts["n"], len(facts["skipped"]), facts["input"]) == (2, 1, list(found.input))
+    told = facts["methods"][0]
+    assert told["deletion"]["low"] <= told["deletion"]["mean"] <= told["deletion"]["high"]
+    assert np.mean(told["deletion_curve"][:1]) == pytest.approx(facts["probability"])
+    with np.load(written["faithfulness.npz"]) as arrays:
+        assert np.array_equal(arrays["grad_cam.insertion"], found.methods[1].insertion)
+
+
+def test_a_seed_gives_the_same_again_and_another_gives_other_baselines(predictor, photos):
+    def measure(seed):
+        done = measure_faithfulness(
+            predictor, [photos / "cat.png"], ["gradient_x_token"], size=64, seed=seed, randomize=True
+        )
+        return [(m.deletion, m.randomization) for m in done.methods]
+
+    first, again, other = measure(0), measure(0), measure(1)
+    for (a, b), (c, d) in zip(first, again, strict=True):
+        np.testing.assert_allclose(a, c, atol=1e-6)
+        np.testing.assert_allclose(b, d, atol=1e-6)
+    assert np.allclose(first[0][0], other[0][0], atol=1e-6)  # the method's own map does not depend on it
+    assert first[0][1] != other[0][1]
+    assert not np.allclose(first[1][0], other[1][0], atol=1e-6)
+    assert np.allclose(first[2][0], other[2][0], atol=1e-6)  # nor does the centre
+
+
+def test_random_weights_are_another_network_with_every_branch_awake(predictor):
+    twin, other = with_random_weights(predictor, 0), with_random_weights(predictor, 1)
+    assert twin.classes == predictor.classes
+    theirs = dict(twin.model.named_parameters())
+    for name, value in predictor.model.named_parameters():
+        assert value.shape == theirs[name].shape
+    assert theirs["stage.blocks.0.transformer.ff.norm.weight"].min() == 1
+    kernel = "stage.blocks.0.tokenizer.value.conv.weight"
+    assert not torch.equal(theirs[kernel], dict(other.model.named_parameters())[kernel])
+    assert torch.equal(theirs[kernel], dict(with_random_weights(predictor, 0).model.named_parameters())[kernel])
+
+
+def test_segmenters_and_models_without_tokens_are_measured_too(tiny_model, photos):
+    for name, methods in (("vt_fpn_resnet18", ["gradient_x_token", "grad_cam"]), ("resnet18", ["grad_cam"])):
+        predictor = Predictor(tiny_model(name))
+        found = measure_faithfulness(predictor, [photos / "cat.png"], methods, size=64, randomize=False)
+        assert [each.method for each in found.methods] == [*methods, *BASELINES]
+        assert "randomization" not in found.to_dict()["methods"][0]
+        for each in found.methods:
+            assert ((each.deletion >= 0) & (each.deletion <= 1)).all()
+            assert np.ptp(each.deletion) > 0
+
+
+def test_progress_may_stop_it(predictor, photos):
+    calls = []
+
+    def progress(done, total):
+        calls.append((done, total))
+        if done == 4:
+            raise KeyboardInterrupt
+
+    images = [photos / "cat.png", photos / "cup.png"]
+    with pytest.raises(KeyboardInterrupt):
+        measure_faithfulness(predictor, images, ["gradient_x_token"], size=64, randomize=False, progress=progress)
+    assert calls == [(1, 6), (2, 6), (3, 6), (4, 6)]
+
+
+def test_images_are_picked_evenly_and_by_seed(tmp_path):
+    files = [tmp_path / f"{i:03d}.png" for i in range(97)]
+    for seed in (0, 1):
+        picked = [int(path.stem) for path in pick_images(files, 10, seed)]
+        assert all(i * 9.7 - 1 < place < (i + 1) * 9.7 for i, place in enumerate(picked))
+        assert picked == [int(path.stem) for path in pick_images(files, 10, seed)]
+    assert pick_images(files, 10, 0) != pick_images(files, 10, 1)
+    assert pick_images(files, 200) == files
+    with pytest.raises(ConfigError, match="at least 1, got 0"):
+        pick_images(files, 0)
+
+
+def test_a_folder_of_nothing_is_one_line(predictor, photos):
+    with pytest.raises(DataError, match=r"none of 1 images can be used: .*broken\.png"):
+        measure_faithfulness(predictor, [photos / "broken.png"], ["gradient_x_token"], size=64)

@@ -1,0 +1,296 @@
+"""Do attribution maps tell the truth about a model? Measured over a folder of images, beside two baselines.
+
+Deletion and insertion (Petsiuk et al. 2018, :mod:`vtviz.explain.curves`) ask whether the pixels that a map ranks first
+are those that the class's probability hangs on. A random map and a centre prior (photographers put things there) are
+measured in the same way: a method that is no better than these says nothing about the model.
+
+The randomisation check (Adebayo et al. 2018) asks whether a map depends on what the model has learned: the rank
+correlation with the same method's map of the same network with random weights should vanish.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from vtviz import geometry as geo
+from vtviz.errors import ConfigError, DataError, ImageError
+from vtviz.explain.ablation import centred_gaussian
+from vtviz.explain.curves import Curves, Interval, area, blurred, bootstrap, curves
+from vtviz.explain.dissection import untrained_twin
+from vtviz.explain.explainer import CELL, Explainer, check_methods, rank_correlation
+from vtviz.explain.target import Target, choose_target
+from vtviz.export import publish, staged
+from vtviz.images import load as load_image
+from vtviz.predictor import Predictor
+
+BASELINES = ("random", "centre")
+"""A random map, and a Gaussian on the middle: the same for every model."""
+PATH_STEPS = 8
+"""Points of the quadrature of integrated gradients: few, for it is done for every image."""
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, eq=False)
+class MethodFaithfulness:
+    """How one method did on n images.
+
+    Attributes:
+        method: its name, or one of :data:`BASELINES`.
+        deletion: (n, 21) float64, the class's probability after each twentieth of the pixels is gone.
+        insertion: (n, 21) float64, the same as they come.
+        randomization: (n,) float64, rank correlation with the map of the network with random weights; NaN where it was
+            not asked for, and for the baselines.
+        seconds: (n,) float64, what each map took.
+    """
+
+    method: str
+    deletion: np.ndarray
+    insertion: np.ndarray
+    randomization: np.ndarray
+    seconds: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Faithfulness:
+    """How several methods did on the same images.
+
+    Attributes:
+        model: name of the checkpoint.
+        weights: sha256 of the checkpoint's weights; empty for a model that came from none.
+        methods: the baselines last.
+        images: n paths.
+        targets: n names of classes, each the most probable one of its image.
+        skipped: path -> what was wrong with the image.
+        input: of the first image, (h, w) pixels.
+        seed: of the images, the random maps, the random weights and the bootstrap.
+    """
+
+    model: str
+    weights: str
+    methods: tuple[MethodFaithfulness, ...]
+    images: tuple[str, ...]
+    targets: tuple[str, ...]
+    skipped: Mapping[str, str]
+    input: tuple[int, int]
+    seed: int
+
+    def summary(self) -> dict[str, dict[str, Interval]]:
+        """Method -> measure -> mean and 95 % interval over the images.
+
+        Measures are the areas ``deletion`` (lower is better) and ``insertion`` (higher is better), both minus those of
+        the centre prior on the same images, ``deletion_over_centre`` and ``insertion_over_centre``, and
+        ``randomization`` where it was asked for.
+        """
+        (centre,) = (m for m in self.methods if m.method == "centre")
+        found = {}
+        for each in self.methods:
+            values = {
+                "deletion": area(each.deletion),
+                "insertion": area(each.insertion),
+                "deletion_over_centre": area(each.deletion) - area(centre.deletion),
+                "insertion_over_centre": area(each.insertion) - area(centre.insertion),
+                "randomization": each.randomization,
+            }
+            found[each.method] = {k: bootstrap(v, self.seed) for k, v in values.items() if not np.isnan(v).any()}
+        return found
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON data: the summary, the mean curves, and what they were measured on."""
+        summary = self.summary()
+        return {
+            "model": self.model,
+            "weights": self.weights,
+            "n": len(self.images),
+            "input": list(self.input),
+            "seed": self.seed,
+            "probability": float(np.mean(self.methods[0].deletion[:, 0])),
+            "probability_blurred": float(np.mean(self.methods[0].deletion[:, -1])),
+            "methods": [
+                {
+                    "method": each.method,
+                    **{name: interval._asdict() for name, interval in summary[each.method].items()},
+                    "deletion_curve": each.deletion.mean(axis=0).tolist(),
+                    "insertion_curve": each.insertion.mean(axis=0).tolist(),
+                    "seconds": float(each.seconds.mean()),
+                }
+                for each in self.methods
+            ],
+            "images": [{"image": i, "target": t} for i, t in zip(self.images, self.targets, strict=True)],
+            "skipped": [{"image": i, "error": e} for i, e in self.skipped.items()],
+        }
+
+    def save(self, folder: str | os.PathLike[str]) -> dict[str, Path]:
+        """Write ``faithfulness.json``, and ``faithfulness.npz`` with every image's curves as ``METHOD.deletion``, ....
+
+        Returns:
+            File name -> path of each file written.
+
+        Raises:
+            DataError: where the disk refuses.
+        """
+        arrays = {
+            f"{each.method}.{name}": getattr(each, name)
+            for each in self.methods
+            for name in ("deletion", "insertion", "randomization", "seconds")
+        }
+        with staged(folder) as stage:
+            np.savez_compressed(stage / "faithfulness.npz", **arrays)
+            text = json.dumps(self.to_dict(), indent=1, ensure_ascii=False)
+            (stage / "faithfulness.json").write_text(text + "\n", encoding="utf-8")
+            return publish(stage, folder, ("faithfulness.npz", "faithfulness.json"))
+
+
+def measure_faithfulness(
+    predictor: Predictor,
+    images: Sequence[str | os.PathLike[str]],
+    methods: Sequence[str] | None = None,
+    *,
+    randomize: bool = True,
+    size: int | None = None,
+    crop: str | None = None,
+    seed: int = 0,
+    progress: Progress = lambda *_: None,
+) -> Faithfulness:
+    """Measure how faithful methods are on images, each for its most probable class.
+
+    Args:
+        predictor: of any model.
+        images: files, for example of :func:`pick_images`. One that cannot be read is skipped and named.
+        methods: keys of :data:`~vtviz.explain.explainer.METHODS`; None for all that the model can do.
+        randomize: also make every map with random weights.
+        size: as for :meth:`Predictor.extract`.
+        crop: likewise.
+        seed: of the random maps, the random weights and the bootstrap.
+        progress: called with (maps done, maps in all); it may raise to stop.
+
+    Raises:
+        ConfigError: for an option that cannot work, or where Captum is asked for and not installed.
+        DataError: where no image can be read.
+    """
+    chosen = check_methods(predictor, methods)
+    explainer = Explainer(predictor, steps=PATH_STEPS)
+    random = Explainer(with_random_weights(predictor, seed), steps=PATH_STEPS) if randomize else None
+    names = (*chosen, *BASELINES)
+    found: dict[str, list[tuple[Curves, float, float]]] = {name: [] for name in names}
+    used: list[str] = []
+    targets: list[str] = []
+    skipped: dict[str, str] = {}
+    inputs: list[tuple[int, int]] = []
+    for number, path in enumerate(str(image) for image in images):
+        try:
+            photo = load_image(path)
+        except ImageError as error:
+            skipped[path] = str(error)
+            continue
+        fitted = predictor.fit((photo.shape[0], photo.shape[1]), size=size, crop=crop)
+        image = geo.to_tensor(photo, fitted).to(predictor.device)
+        measured = _Image(explainer, random, image, predictor.classes, np.random.default_rng((seed, number)))
+        for index, name in enumerate(names):
+            found[name].append(measured.measure(name))
+            progress(number * len(names) + index + 1, len(images) * len(names))
+        used.append(path)
+        targets.append(measured.target.label)
+        inputs.append(fitted.input)
+    if not used:
+        first = next(iter(skipped.values()), "there are none")
+        raise DataError(f"none of {len(images)} images can be used: {first}")
+    return Faithfulness(
+        model=predictor.name,
+        weights=predictor.card.sha256 if predictor.card else "",
+        methods=tuple(_collect(name, found[name]) for name in names),
+        images=tuple(used),
+        targets=tuple(targets),
+        skipped=skipped,
+        input=inputs[0],
+        seed=seed,
+    )
+
+
+class _Image:
+    """One image with its most probable class, on which methods are measured one by one."""
+
+    def __init__(
+        self,
+        explainer: Explainer,
+        random: Explainer | None,
+        image: Tensor,
+        classes: Sequence[str],
+        rng: np.random.Generator,
+    ) -> None:
+        self.explainer, self.random, self.image, self.rng = explainer, random, image, rng
+        self.x = explainer.prepare(image[None])
+        self.target: Target = choose_target(explainer.logits(self.x), classes)
+        self.nothing = blurred(image)
+        ends = self._probability(torch.stack((image, self.nothing)))
+        self.ends = (float(ends[0]), float(ends[1]))
+
+    def _probability(self, images: Tensor) -> Tensor:
+        return self.target.probability(self.explainer.logits(self.explainer.prepare(images)))
+
+    def measure(self, name: str) -> tuple[Curves, float, float]:
+        """Curves, rank correlation with random weights, and the map's seconds."""
+        same, seconds = float("nan"), 0.0
+        if name in BASELINES:
+            cells = self._baseline(name)
+        else:
+            made = self.explainer.make(name, self.x, self.target)
+            cells, seconds = made.cells, made.seconds
+            if self.random is not None:
+                other = self.random.make(name, self.x, self.target).cells
+                same = float(rank_correlation([cells, other])[0, 1])
+        return curves(cells, self.image, self.nothing, self.ends, self._probability), same, seconds
+
+    def _baseline(self, name: str) -> np.ndarray:
+        height, width = (-(-side // CELL) for side in self.image.shape[1:])
+        if name == "random":
+            return self.rng.random((height, width), np.float32)
+        return centred_gaussian(height, width).numpy()
+
+
+def _collect(name: str, measured: Sequence[tuple[Curves, float, float]]) -> MethodFaithfulness:
+    found, same, seconds = zip(*measured, strict=True)
+    return MethodFaithfulness(
+        method=name,
+        deletion=np.stack([each.deletion for each in found]),
+        insertion=np.stack([each.insertion for each in found]),
+        randomization=np.array(same),
+        seconds=np.array(seconds),
+    )
+
+
+def with_random_weights(predictor: Predictor, seed: int = 0) -> Predictor:
+    """The same network before training, from a seed.
+
+    Norms that start at zero, which shut their branch off, start at one here: otherwise a fresh visual transformer
+    would not be there at all, and its check too easy.
+    """
+    twin = untrained_twin(predictor, seed)
+    for name, parameter in twin.model.named_parameters():
+        if name.endswith("norm.weight") and not parameter.any():
+            nn.init.ones_(parameter)
+    return twin
+
+
+def pick_images(files: Sequence[Path], n: int, seed: int = 0) -> list[Path]:
+    """``n`` of the files, one at random from each of as many equal stretches of their order; all where there are fewer.
+
+    Where files are sorted by class folders, every class has its share.
+
+    Raises:
+        ConfigError: for n < 1.
+    """
+    if n < 1:
+        raise ConfigError(f"the number of images must be at least 1, got {n}")
+    if n >= len(files):
+        return list(files)
+    places = (np.arange(n) + np.random.default_rng(seed).random(n)) * len(files) / n
+    return [files[i] for i in places.astype(int)]
