@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import ipaddress
 import os
 import sys
@@ -19,17 +20,24 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--device", help="where models run: cpu, cuda, cuda:1 (default: cuda where there is one)")
     parser.add_argument("--share", action="store_true", help="also serve over a public gradio.live address")
     parser.add_argument("--auth", metavar="USER:PASSWORD", help="ask for this name and password")
-    parser.add_argument("--data-root", metavar="DIR", help="folder of data sets that the tab Train may train on")
+    parser.add_argument("--data-root", metavar="DIR", help="folder of data sets to train on, dissect and show")
     parser.add_argument("--runs", metavar="DIR", default="runs", help="folder of training runs (default: %(default)s)")
     parser.add_argument(
         "--allow-training",
         action="store_true",
-        help="training also where other machines reach the page",
+        help="training, and photos of the data root, also where other machines reach the page",
+    )
+    parser.add_argument(
+        "--mcp",
+        action="store_true",
+        help="also serve the endpoints as MCP tools (needs gradio[mcp])",
     )
     options = parser.parse_args(arguments)
     user, _, password = (options.auth or "").partition(":")
     if options.auth is not None and not (user and password):
         parser.error("--auth must be USER:PASSWORD")
+    if options.mcp and importlib.util.find_spec("mcp") is None:
+        parser.error("--mcp needs a package more: pip install 'gradio[mcp]'")
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: idle threads must not starve the server
     from app.datasets import DataRoot  # noqa: PLC0415
     from app.page import build_page, launch_options  # noqa: PLC0415
@@ -40,12 +48,13 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         shelf = Shelf(options.model, options.device)
         data = DataRoot(options.data_root) if options.data_root is not None else None
-        page = build_page(shelf, Train(shelf, options.runs, data, allowed=allowed))
+        page = build_page(shelf, Train(shelf, options.runs, data, allowed=allowed), data if allowed else None)
         page.launch(
             server_name=options.host,
             server_port=options.port,
             share=options.share,
             auth=(user, password) if options.auth else None,
+            mcp_server=options.mcp,
             **launch_options(),
         )
     except VtvizError as error:

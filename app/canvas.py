@@ -20,28 +20,44 @@ SCRIPTS = (
     "draw.js",
     "panel.js",
     "dom.js",
+    "query.js",
+    "descent.js",
     "options.js",
     "picture.js",
+    "thumb.js",
     "rows.js",
     "legend.js",
     "matrix.js",
+    "lineage.js",
+    "pixel.js",
+    "jobs.js",
+    "ablation.js",
+    "attribution.js",
+    "views.js",
+    "link.js",
     "view.js",
     "page.js",
+    "atlas.js",
+    "compare.js",
+    "video.js",
 )
 """In the order in which they need each other."""
-STYLES = ("page.css", "segmentation.css", "train.css")
+EVENTS = ("arrays", "unmask", "analyse", "report", "cancel")
+"""What the canvas triggers; Gradio finds their names in its script."""
+STYLES = ("page.css", "segmentation.css", "views.css", "train.css", "atlas.css", "compare.css", "video.css")
 
 
 def canvas(payload: dict[str, Any] | None, **options: Any) -> gr.HTML:
     """The component. Its value is a payload.
 
-    It triggers ``arrays`` when the user asks for the arrays, ``unmask`` when an uploaded mask is to be forgotten. The
-    value only ever goes to the browser: give the component to no event as an input.
+    It triggers ``arrays`` when the user asks for the arrays, ``unmask`` when an uploaded mask is to be forgotten, and
+    ``analyse``, ``report`` and ``cancel`` for what takes long (:mod:`app.analyses`). The value only ever goes to the
+    browser: give the component to no event as an input.
     """
     return gr.HTML(
         payload,
         html_template='<div class="vtx"></div>',
-        js_on_load='vtviz.mount(element, props, (name) => trigger(name), watch); // "arrays", "unmask"',
+        js_on_load=f"vtviz.mount(element, props, trigger, watch); // {EVENTS}",
         apply_default_css=False,
         colormaps={name: encode_array(table) for name, table in COLORMAPS.items()},
         **options,

@@ -1,12 +1,13 @@
-"""The data sets that the page may train on: those below one folder, and nothing else on the machine."""
+"""The data sets that the page may read: those below one folder, and nothing else on the machine."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from vtviz.data.folder import IMAGE_SUFFIXES
+from vtviz.data.segmentation import find_layouts
 from vtviz.errors import ConfigError, DataError, did_you_mean
 
 DEPTH = 2
@@ -14,7 +15,7 @@ DEPTH = 2
 
 
 class DataRoot:
-    """Image folders below ``root`` by their path below it.
+    """Data sets below ``root`` by their path below it: those to train a classifier on, or others by what ``suits``.
 
     Raises:
         DataError: where ``root`` is no folder.
@@ -25,18 +26,19 @@ class DataRoot:
         if not self.root.is_dir():
             raise DataError(f"no folder at {root}")
 
-    def names(self) -> list[str]:
+    def names(self, suits: Callable[[Path], bool] | None = None) -> list[str]:
         """What can be chosen, sorted; "." where the root is a data set itself."""
-        return sorted(path.relative_to(self.root).as_posix() for path in self._find(self.root, DEPTH))
+        found = self._find(self.root, DEPTH, suits or is_data_set)
+        return sorted(path.relative_to(self.root).as_posix() for path in found)
 
-    def path(self, name: str) -> Path:
+    def path(self, name: str, suits: Callable[[Path], bool] | None = None) -> Path:
         """The folder of a data set, as chosen in a browser.
 
         Raises:
             ConfigError: for a name that is not offered.
             DataError: where something in it is a link to outside of the root.
         """
-        names = self.names()
+        names = self.names(suits)
         if name not in names:
             raise ConfigError(f"there is no data set {str(name)[:80]!r}{did_you_mean(str(name), names)}")
         folder = (self.root / name).resolve()
@@ -45,13 +47,21 @@ class DataRoot:
                 raise DataError(f"{link.relative_to(self.root)} is a link to outside of the data root")
         return folder
 
-    def _find(self, folder: Path, depth: int) -> Iterator[Path]:
-        if is_data_set(folder):
+    def file(self, name: str, file: str) -> Path | None:
+        """A file by its path below a data set that is offered; None where there is none, or it is a way out."""
+        path = self.root / name / file
+        try:
+            return path if path.is_file() and self._holds(path) else None
+        except (OSError, ValueError):  # a name that no file can have
+            return None
+
+    def _find(self, folder: Path, depth: int, suits: Callable[[Path], bool]) -> Iterator[Path]:
+        if suits(folder):
             yield folder
         elif depth > 0:
             for child in _subfolders(folder):
                 if self._holds(child):
-                    yield from self._find(child, depth - 1)
+                    yield from self._find(child, depth - 1, suits)
 
     def _holds(self, path: Path) -> bool:
         """Whether a path, all links followed, lies below the root."""
@@ -69,6 +79,16 @@ def is_data_set(folder: Path) -> bool:
         if classes == 2:
             return True
     return False
+
+
+def has_masks(folder: Path) -> bool:
+    """Whether a folder looks like a data set for segmentation."""
+    return bool(find_layouts(folder, "val"))
+
+
+def has_photos(folder: Path) -> bool:
+    """Whether a folder looks like a data set of any kind, or holds photos."""
+    return is_data_set(folder) or has_masks(folder) or _has_image(folder)
 
 
 def _subfolders(folder: Path) -> list[Path]:

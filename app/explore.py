@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import tempfile
 import zipfile
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
 from html import escape
 from pathlib import Path
@@ -14,42 +14,21 @@ from typing import Any
 import gradio as gr
 import numpy as np
 
+from app.analyses import Analyses
 from app.canvas import canvas
 from app.examples import load_examples
 from app.payload import THUMBNAIL_SIDE, encode, encode_photo, encode_prediction
 from app.shelf import Shelf
-from vtviz import images
-from vtviz.data.segmentation import IGNORE, read_mask
-from vtviz.errors import ConfigError, DataError, ImageError, VtvizError, did_you_mean
+from app.shown import EXPIRED, VIEWS, Shown, crop_of, open_photo, open_truth
+from vtviz.errors import VtvizError
 from vtviz.predictor import Predictor
 from vtviz.segmentation import Segmentation, from_maps
 from vtviz.tokens import TokenMaps
 
-VIEWS = {"Whole photo": None, "Centre 224 px, as in the paper": "center"}
-"""What is shown -> ``crop`` of :meth:`vtviz.Predictor.extract`."""
 KEEP_SECONDS = 3600
 """How long the server remembers a session's choice and keeps its photo."""
-EXPIRED = "This photo is no longer on the server; choose it again."
 MODEL_CALLS = "model"
 """All model calls share one place in the queue: two at once on few cores are slower than one after the other."""
-
-
-@dataclass(frozen=True)
-class Shown:
-    """What a session looks at: enough to compute it again, so that no maps stay on the server."""
-
-    photo: str
-    """Key of an example, or path of an upload."""
-    uploaded: bool
-    model: str
-    view: str
-    mask: str = ""
-    """Path of an uploaded mask of the photo's classes; empty without one."""
-
-    @classmethod
-    def upload(cls, photo: dict[str, Any], model: Any, view: Any) -> Shown:
-        """From what the browser sent, whatever that is; Gradio has checked that the path is one of its uploads."""
-        return cls(str(photo.get("path") or ""), uploaded=True, model=str(model), view=str(view))
 
 
 class Explore:
@@ -57,6 +36,7 @@ class Explore:
 
     def __init__(self, shelf: Shelf) -> None:
         self.shelf = shelf
+        self.analyses = Analyses(shelf)
         self._example = lru_cache(maxsize=16)(self._encode)
 
     def first(self) -> tuple[dict[str, Any] | None, str]:
@@ -75,6 +55,37 @@ class Explore:
             return None
         return Shown(next(iter(load_examples())), uploaded=False, model=self.shelf.names[0], view=next(iter(VIEWS)))
 
+    def arrive(self, request: gr.Request) -> tuple[Shown | None, str]:
+        """The state of a session that may have come by a link (``?photo=cat&model=M&crop=center``), and a message.
+
+        What a link asks for and is not there falls back to what everybody sees.
+        """
+        first, asked = self.remember(), dict(request.query_params)
+        if first is None:
+            return None, ""
+        choices = {
+            "photo": {key: key for key in load_examples()},
+            "model": {name: name for name in self.shelf.names},
+            "crop": {crop or "": name for name, crop in VIEWS.items()},
+        }
+        there = {key: each[asked[key]] for key, each in choices.items() if asked.get(key) in each}
+        problems = [f"{key} {asked[key][:60]!r}" for key in choices if key in asked and key not in there]
+        shown = replace(
+            first,
+            photo=there.get("photo", first.photo),
+            model=there.get("model", first.model),
+            view=there.get("crop", first.view),
+        )
+        line = f"This page does not have what the link asks for: {', '.join(problems)}."
+        return shown, message(line) if problems else ""
+
+    def open_link(self, shown: Shown | None) -> tuple[Any, ...]:
+        """What a link asked for: canvas, state, message, and the controls for model and crop."""
+        if shown is None or shown == self.remember():
+            return (gr.skip(),) * 5
+        canvas, state, problem = self._show(shown)
+        return canvas, state, problem or gr.skip(), shown.model, shown.view
+
     def open_upload(self, photo: dict[str, Any] | None, model: str, view: str) -> tuple[Any, Any, str, None]:
         """A new photo. The slot it came through is emptied again, so that the next one can come."""
         if photo is None:
@@ -85,11 +96,13 @@ class Explore:
         """One of the examples."""
         return self._show(Shown(str(event.key), uploaded=False, model=model, view=view))
 
-    def reopen(self, shown: Shown | None, model: str, view: str) -> tuple[Any, Any, str]:
+    def reopen(self, shown: Shown | None, model: str, view: str) -> tuple[Any, Any, Any]:
         """The same photo with another model or crop. A mask stays, where it has the new model's classes."""
         if shown is None:
             return gr.skip(), gr.skip(), message(EXPIRED)
         asked = replace(shown, model=model, view=view)
+        if asked == shown:  # the control was set by a link, and is no new choice
+            return gr.skip(), gr.skip(), gr.skip()
         canvas, state, problem = self._show(asked)
         if asked.mask and problem:
             canvas, state, _ = self._show(replace(asked, mask=""))
@@ -150,11 +163,12 @@ class Explore:
 
     def _encode(self, shown: Shown) -> dict[str, Any]:
         predictor, crop, photo = self.shelf.get(shown.model), crop_of(shown), open_photo(shown)
+        link = {"link": shown.link}
         if not predictor.strides and predictor.palette is None:
-            return encode_prediction(photo, predictor.predict(photo, crop=crop), predictor.name, predictor.card)
+            return encode_prediction(photo, predictor.predict(photo, crop=crop), predictor.name, predictor.card) | link
         compared = shown.mask and predictor.palette is not None
         truth = open_truth(Path(shown.mask), photo.shape[:2], len(predictor.classes)) if compared else None
-        return encode(*run(predictor, photo, crop), predictor.card, truth)
+        return encode(*run(predictor, photo, crop), predictor.card, truth) | link
 
     def _save(self, shown: Shown, maps: TokenMaps | None, segmentation: Segmentation | None) -> str:
         """Write the arrays where Gradio serves and later deletes them; the file's path."""
@@ -209,6 +223,7 @@ class Explore:
             "api_visibility": "private",
         }
         answers = [main, state, note]
+        self._link = [*answers, model, view], common
         # preprocess=False: Gradio checks that the path is its upload, and would then open the image with Pillow
         slot.input(self.open_upload, [slot, model, view], [*answers, slot], preprocess=False, **common)
         strip.pick(self.open_example, [model, view], answers, **common)
@@ -218,7 +233,15 @@ class Explore:
         main.unmask(self.unmask, [state], answers, **common)
         made = main.arrays(self.arrays, [state], [self.file, note], **common)
         made.then(None, [self.file], None, js="(file) => vtviz.offer(file)", api_visibility="private")
+        self.analyses.build(main, state)
         self._build_endpoint(slot, model, view)
+
+    def welcome(self, page: gr.Blocks) -> None:
+        """Give each visitor of the page a state, and show what a link asked for."""
+        outputs, common = self._link
+        quiet: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+        arrived = page.load(self.arrive, None, outputs[1:3], **quiet)
+        arrived.then(self.open_link, [self.state], outputs, **common)
 
     def _build_endpoint(self, slot: gr.Image, model: gr.Dropdown, view: gr.Dropdown) -> None:
         """``/extract`` for gradio_client: the page's inputs, plain JSON and a file as outputs."""
@@ -233,48 +256,6 @@ class Explore:
             concurrency_id=MODEL_CALLS,
             concurrency_limit=1,
         )
-
-
-def crop_of(shown: Shown) -> str | None:
-    """``crop`` of the shown view. Raises ConfigError for a view that there is not."""
-    if shown.view not in VIEWS:
-        raise ConfigError(f"unknown view {shown.view!r}{did_you_mean(str(shown.view), VIEWS)}")
-    return VIEWS[shown.view]
-
-
-def open_photo(shown: Shown) -> np.ndarray:
-    """The photo, (H, W, 3) uint8 RGB. Raises ImageError, which names an upload but does not tell where it lies."""
-    if not shown.uploaded:
-        examples = load_examples()
-        if shown.photo not in examples:
-            raise ConfigError(f"there is no example {shown.photo!r}{did_you_mean(shown.photo, examples)}")
-        return examples[shown.photo].image
-    path = Path(shown.photo)
-    if not path.is_file():
-        raise ImageError(EXPIRED)
-    try:
-        return images.load(path)
-    except ImageError as error:
-        raise ImageError(str(error).replace(str(path.parent) + "/", "")) from None
-
-
-def open_truth(path: Path, shape: tuple[int, ...], num_classes: int) -> np.ndarray:
-    """An uploaded mask, (H, W) = ``shape`` uint8. Raises DataError, which does not tell where it lies."""
-    try:
-        mask = read_mask(path)
-    except DataError as error:
-        raise DataError(str(error).replace(str(path.parent) + "/", "")) from None
-    if mask.shape != shape:
-        size, photo = (f"{width} x {height}" for height, width in (mask.shape, shape))
-        raise DataError(f"{path.name} has {size} pixels, but the photo has {photo}; a mask needs the photo's own size")
-    wrong = (mask >= num_classes) & (mask != IGNORE)
-    if wrong.any():
-        row, column = np.argwhere(wrong)[0]
-        raise DataError(
-            f"{path.name} has value {mask[row, column]} at row {row}, column {column}, which is none of the model's "
-            f"{num_classes} classes (0 to {num_classes - 1}) nor {IGNORE} (left out)"
-        )
-    return mask
 
 
 def run(predictor: Predictor, photo: np.ndarray, crop: str | None) -> tuple[TokenMaps | None, Segmentation | None]:

@@ -7,11 +7,14 @@ from typing import Any
 import gradio as gr
 
 from app.about import About
+from app.atlas import AtlasTab
 from app.canvas import head, style
+from app.compare import CompareTab
+from app.datasets import DataRoot
 from app.explore import KEEP_SECONDS, Explore
 from app.shelf import Shelf
 from app.train import Train
-from vtviz.images import LIMITS
+from app.video import UPLOAD_BYTES, VideoTab
 
 TITLE = "vtviz: what visual tokens look at"
 WAITING = 64
@@ -20,30 +23,37 @@ SESSIONS = 500
 """Sessions remembered; each may hold one payload (about half a megabyte)."""
 
 
-def build_page(shelf: Shelf, train: Train | None = None) -> gr.Blocks:
+def build_page(shelf: Shelf, train: Train | None = None, data: DataRoot | None = None) -> gr.Blocks:
     """The page over the models of ``shelf``, ready for ``launch(**launch_options())``.
 
     Args:
         shelf: the models.
         train: the tab that trains more of them; by default there is none.
+        data: the photos that whoever opens the page may see and dissect; by default none.
     """
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(600, KEEP_SECONDS), fill_width=True) as page:
         gr.HTML(
             '<header class="vtx-header"><h1>vtviz</h1><p>What does each visual token look at?</p></header>',
             apply_default_css=False,
         )
-        explore, about = Explore(shelf), About(shelf)
+        explore, atlas, video, about = Explore(shelf), AtlasTab(shelf, data), VideoTab(shelf), About(shelf)
         with gr.Tab("Explore", id="explore") as exploring:
             explore.build()
+        with gr.Tab("Compare", id="compare") as comparing:
+            CompareTab(shelf).build(comparing)
+        with gr.Tab("Atlas", id="atlas") as looking:
+            atlas.build(looking)
+        with gr.Tab("Video", id="video") as filming:
+            video.build(filming)
         training = gr.Tab("Train", id="train", render=train is not None)
         with gr.Tab("About", id="about") as reading:
             about.build(explore.model)
         if train is not None:
             with training:
-                train.build(training, explore.model, [exploring, reading])
-        page.load(
-            explore.remember, None, [explore.state], queue=False, show_progress="hidden", api_visibility="private"
-        )
+                train.build(training, explore.model, [exploring, comparing, looking, filming, reading])
+        explore.welcome(page)
+        for tab in (atlas, video):
+            page.unload(tab.stops.cancel)
     return page.queue(max_size=WAITING)
 
 
@@ -56,7 +66,7 @@ def launch_options() -> dict[str, Any]:
         "head": head(),
         "allowed_paths": [],
         "run_history": False,
-        "max_file_size": LIMITS.bytes,
+        "max_file_size": UPLOAD_BYTES,  # of a video; images have their own limit
         "state_session_capacity": SESSIONS,
         "footer_links": ["api", "settings"],
         "ssr_mode": False,

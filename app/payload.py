@@ -6,8 +6,11 @@ Layout (everything the canvas in ``static/`` draws comes from it)::
     photo       data: address of the photo, longest side at most 1280 pixels, JPEG (PNG for small pictures)
     geometry    Geometry.to_dict(): original, resized, offset, input
     model, trained, note
+    classes     names, in the order of the logits
     prediction  [{index, label, probability}, ...], most probable first; empty for a segmentation model
-    layers      [{name, stride, shape, kept, error, coefficients, statistics}, ...]; empty for a model without tokens
+    layers      [{name, stride, shape, kept, error, coefficients, statistics, attention, projector}, ...]; empty for a
+                model without tokens
+    lineage     {joint, tokens, links}: Lineage.to_dict() without its attention; None for a model without tokens
     segmentation  None for a classifier, else:
         classes     [{index, name, colour, area, iou}, ...] in the order of the logits; colour (r, g, b) of 0-255; area
                     the share of the pixels that the model saw; iou, with a mask only, None for a class in neither
@@ -22,7 +25,10 @@ Layout (everything the canvas in ``static/`` draws comes from it)::
 
 ``coefficients`` is A, (heads, tokens, h, w) = ``shape``, base64 of little-endian float32: bit for bit the maps of the
 API (a VT-ResNet-18's take 150 KB, a VT-FPN's 600 KB). ``statistics`` holds the heads' mean first and then each head, so
-that choosing a head asks nothing of the server. Logits are not sent: a segmentation's would take megabytes.
+that choosing a head asks nothing of the server. ``attention`` (heads, L, L_key) and ``projector``, the heads' mean
+(L, h, w), are {shape, data}, or None where the model has none: shares of 1 as unsigned 16-bit integers, 65535 = 1,
+which is finer than anything that is shown (40 KB of a VT-ResNet-18, 300 KB of a VT-FPN). Logits are not sent: a
+segmentation's would take megabytes.
 """
 
 from __future__ import annotations
@@ -40,6 +46,7 @@ import numpy as np
 from PIL import Image
 
 from vtviz.card import Card
+from vtviz.explain.lineage import lineage
 from vtviz.explain.token_classes import segmentation_scores, token_classes
 from vtviz.geometry import Geometry
 from vtviz.segmentation import UNSEEN, Segmentation
@@ -77,6 +84,14 @@ def encode_array(array: np.ndarray) -> str:
     return base64.b64encode(np.ascontiguousarray(array, dtype=kind).tobytes()).decode()
 
 
+def encode_shares(array: np.ndarray | None) -> dict[str, Any] | None:
+    """Values of 0 to 1 in 16 bits each, little-endian, as base64 with their shape; None stays None."""
+    if array is None:
+        return None
+    whole = np.rint(np.clip(array, 0, 1) * 65535).astype("<u2")
+    return {"shape": list(array.shape), "data": base64.b64encode(whole.tobytes()).decode()}
+
+
 def decode_layer(layer: dict[str, Any]) -> np.ndarray:
     """A layer's coefficients, (heads, tokens, h, w) float32, as the server had them."""
     return np.frombuffer(base64.b64decode(layer["coefficients"]), "<f4").reshape(layer["shape"])
@@ -103,8 +118,11 @@ def encode(
     if result is None or result.image is None:
         raise ValueError("the result came without its image")
     prediction = maps.topk(5) if maps and not segmentation else []
-    payload = _payload(result.image, result.geometry, result.model, card, prediction)
+    payload = _payload(result.image, result.geometry, result.model, card, prediction, result.classes)
     payload["layers"] = [_encode_layer(layer) for layer in maps.layers] if maps else []
+    if maps:
+        descent = lineage(maps).to_dict()
+        payload["lineage"] = {key: descent[key] for key in ("joint", "tokens", "links")}
     payload["segmentation"] = _encode_segmentation(segmentation, maps, truth) if segmentation else None
     return payload
 
@@ -112,11 +130,16 @@ def encode(
 def encode_prediction(image: np.ndarray, prediction: list[Prediction], model: str, card: Card | None) -> dict[str, Any]:
     """The payload of a classifier without tokens: (H, W, 3) uint8 photo and prediction alone."""
     size = (image.shape[0], image.shape[1])
-    return _payload(image, Geometry(size, size, (0, 0), size), model, card, prediction)
+    return _payload(image, Geometry(size, size, (0, 0), size), model, card, prediction, card.classes if card else ())
 
 
 def _payload(
-    image: np.ndarray, geometry: Geometry, model: str, card: Card | None, prediction: list[Prediction]
+    image: np.ndarray,
+    geometry: Geometry,
+    model: str,
+    card: Card | None,
+    prediction: list[Prediction],
+    classes: Sequence[str],
 ) -> dict[str, Any]:
     return {
         "id": uuid.uuid4().hex,
@@ -125,8 +148,10 @@ def _payload(
         "model": model,
         "trained": card is None or card.trained,
         "note": accuracy_note(card),
+        "classes": list(classes),
         "prediction": [asdict(each) for each in prediction],
         "layers": [],
+        "lineage": None,
         "segmentation": None,
     }
 
@@ -191,6 +216,8 @@ def _encode_layer(layer: LayerMaps) -> dict[str, Any]:
         "error": layer.error,
         "coefficients": encode_array(layer.coefficients),
         "statistics": [_encode_statistics(each) for each in statistics],
+        "attention": encode_shares(layer.attention),
+        "projector": encode_shares(None if layer.projector is None else layer.projector.mean(axis=0)),
     }
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from threading import Lock
 
 import vtviz.predictor as vt
-from vtviz.checkpoints import find
-from vtviz.errors import ConfigError, did_you_mean
+from vtviz.checkpoints import find, read_card
+from vtviz.errors import ConfigError, VtvizError, did_you_mean
 from vtviz.predictor import Predictor, check_device
 
 LOADED = 3
@@ -45,6 +45,11 @@ class Shelf:
         """What can be chosen; the first is the default."""
         return list(self._sources | self._runs)
 
+    @property
+    def with_tokens(self) -> list[str]:
+        """Those of :attr:`names` whose models have tokens, as far as their cards are at hand."""
+        return [name for name in self.names if _has_tokens(self.source(name))]
+
     def offer_runs(self, folders: Mapping[str, Path]) -> None:
         """Offer the models of these run folders by name, after the others; of earlier ones only those named stay."""
         with self._lock:
@@ -79,3 +84,12 @@ class Shelf:
 def _own_name(path: Path) -> str:
     """A run's ``best.safetensors`` is told apart by its folder."""
     return f"{path.parent.name}/{path.stem}" if path.stem in {"best", "last"} else path.stem
+
+
+def _has_tokens(source: str) -> bool:
+    if source.startswith("hf://"):
+        return True
+    try:
+        return read_card(find(source)).model.startswith("vt_")
+    except VtvizError:
+        return False

@@ -55,6 +55,11 @@
     return control;
   }
 
+  /** Bring children into an order, moving only what is out of it, so that focus stays. */
+  function arrange(parent, children) {
+    children.forEach((child, i) => parent.children[i] !== child && parent.insertBefore(child, parent.children[i] ?? null));
+  }
+
   /** Offer a blob or an address as a file. */
   function download(source, name) {
     const url = source instanceof Blob ? URL.createObjectURL(source) : source;
@@ -65,5 +70,5 @@
     if (source instanceof Blob) setTimeout(() => URL.revokeObjectURL(url), 10000);
   }
 
-  Object.assign(vtviz, { make, help, labelled, select, download });
+  Object.assign(vtviz, { make, help, labelled, select, arrange, download });
 })();

@@ -48,11 +48,18 @@
     );
   }
 
-  /** The photo and over it what `fill(rgba)` paints. */
-  function blend(context, width, height, scene, opacity, fill) {
+  /** The photo in light grey, so that the colours are seen on it, and over it what `fill(rgba)` paints. */
+  function signedOverlay(context, width, height, photo, geometry, fill) {
+    blend(context, width, height, { photo, payload: { geometry } }, 1, fill, "grayscale(1) contrast(0.6) brightness(1.35)");
+  }
+
+  /** The photo, seen through a `filter`, and over it what `fill(rgba)` paints. */
+  function blend(context, width, height, scene, opacity, fill, filter = "none") {
     context.imageSmoothingQuality = "high";
     context.clearRect(0, 0, width, height);
+    context.filter = filter;
     context.drawImage(scene.photo, 0, 0, width, height);
+    context.filter = "none";
     scratch.width = width;
     scratch.height = height;
     const pen = scratch.getContext("2d", { willReadFrequently: true });
@@ -162,5 +169,5 @@
     return `Layer ${layer.index}: ${count}${layer.kept ? `, ${layer.kept} kept` : ""}`;
   }
 
-  Object.assign(vtviz, { range, headOf, overlay, classOverlay, bar, ticks, marks, format, tickLabel, resize, place, fit, title });
+  Object.assign(vtviz, { range, headOf, overlay, classOverlay, signedOverlay, bar, ticks, marks, format, tickLabel, resize, place, fit, title });
 })();

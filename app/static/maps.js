@@ -23,6 +23,14 @@
     return Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
   }
 
+  /** {shape, data} of app/payload.py -> { shape, values }, shares of 1; null stays null. */
+  function decodeShares(part) {
+    if (!part) return null;
+    const bytes = decodeBytes(part.data);
+    const values = Float32Array.from({ length: bytes.length / 2 }, (_, i) => (bytes[2 * i] + 256 * bytes[2 * i + 1]) / 65535);
+    return { shape: part.shape, values };
+  }
+
   /** One layer of a payload with its maps decoded; `map(token, head)` is in times uniform, head -1 = mean of the heads. */
   class Layer {
     constructor(data, index) {
@@ -30,6 +38,8 @@
       this.index = index;
       [this.heads, this.tokens, this.h, this.w] = data.shape;
       this.floats = decodeFloats(data.coefficients);
+      this.attention = decodeShares(data.attention);
+      this.projector = decodeShares(data.projector);
       this.cache = new Map();
     }
 
@@ -153,5 +163,5 @@
     }
   }
 
-  Object.assign(vtviz, { decodeFloats, decodeBytes, Layer, resample, valueAt, colorize });
+  Object.assign(vtviz, { decodeFloats, decodeBytes, decodeShares, Layer, axes, resample, valueAt, colorize });
 })();

@@ -7,6 +7,7 @@
   const DEFAULTS = {
     colormap: "jet", scale: "shared", fixed: 10, opacity: 0.5, align: "receptive_field", head: -1, // of tokens
     outlines: true, source: "predicted", cells: "mass", // of classes
+    reader: -1, order: "grid", measure: "probability", label: 0, // of views
   };
 
   const SCALES = [
@@ -24,6 +25,11 @@
     ["given", "Mask"],
   ];
 
+  const ORDERS = [
+    ["grid", "As numbered"],
+    ["sorted", "Largest first"],
+  ];
+
   const HELP = {
     colormap:
       "Jet is the paper's: red high, blue low. The others grow evenly brighter, which reads more truly and suits " +
@@ -38,6 +44,10 @@
     head:
       "A dynamic tokenizer looks with several heads at once; Mean is their average. A static one has a single head.",
     outlines: "A line in each class's colour along its borders; with opacity 0 the lines stand alone on the photo.",
+    reader: "The transformer reads tokens with several heads at once; Mean is their average.",
+    order: "The tokens by their numbers, or those with the longest bars first.",
+    measure: "What is compared before and after: each bar is the change.",
+    label: "The class whose area or IoU is compared.",
     source: "Whose classes are drawn, listed and set against the tokens: the model's, or those of the mask you gave.",
   };
 
@@ -67,6 +77,14 @@
     const ofTokens = [field("Colours", colormap, "colormap"), scaleField, field("Alignment", align, "align"), heads];
     const ofClasses = field("Outlines", outlines, "outlines");
     const ofMask = field("Classes from", source, "source");
+    const reader = select([["-1", "Mean"]], "-1", (value) => onchange({ reader: Number(value) }));
+    const readers = field("Attention", reader, "reader");
+    const order = pick("order", ORDERS);
+    const orders = field("Order", order, "order");
+    const measure = select([], "", (value) => onchange({ measure: value }));
+    const measured = field("Measure", measure, "measure");
+    const label = select([], "", (value) => onchange({ label: Number(value) }));
+    const labels = field("Of class", label, "label");
     const element = make(
       "div",
       { class: "vtx-options", role: "group", "aria-label": "Display options" },
@@ -75,29 +93,59 @@
       ...ofTokens.slice(1),
       ofClasses,
       ofMask,
+      readers,
+      measured,
+      labels,
+      orders,
     );
-    const sync = (values, { layers, segments }) => {
+    let offered = null;
+    const sync = (values, scene, view) => {
+      const { layers, segments } = scene;
       for (const each of ofTokens) each.hidden = !layers.length;
       ofClasses.hidden = !segments;
       ofMask.hidden = !segments?.sources.given;
       outlines.checked = values.outlines;
       source.value = values.source;
       const count = Math.max(1, ...layers.map((layer) => layer.heads));
-      if (head.options.length !== count + 1) {
-        const texts = ["Mean", ...Array.from({ length: count }, (_, i) => `Head ${i}`)];
-        head.replaceChildren(...texts.map((text, i) => make("option", { value: i - 1 }, text)));
+      offerHeads(head, count);
+      const readerCount = Math.max(0, ...layers.map((layer) => layer.attention?.shape[0] ?? 0));
+      offerHeads(reader, readerCount);
+      readers.hidden = view !== "lineage" || readerCount < 2;
+      orders.hidden = !["pixel", "ablation"].includes(view);
+      const chosen = layers.length && vtviz.measureOf(scene, values);
+      measured.hidden = view !== "ablation";
+      labels.hidden = measured.hidden || !["area", "iou"].includes(chosen);
+      if (offered !== scene) {
+        offer(measure, vtviz.measures(scene));
+        const there = segments ? Object.keys(segments.sources).flatMap((source) => segments.present(source)[0]) : [];
+        offer(label, [...new Set(there)].map((each) => [each.index, each.name]));
       }
+      offered = scene;
       if (count === 1) heads.hidden = true;
       Object.assign(colormap, { value: values.colormap });
       Object.assign(scale, { value: values.scale });
       Object.assign(align, { value: values.align });
       Object.assign(head, { value: String(values.head) });
+      Object.assign(reader, { value: String(values.reader) });
+      Object.assign(order, { value: values.order });
+      Object.assign(measure, { value: chosen });
+      Object.assign(label, { value: String(values.label) });
       if (document.activeElement !== top) top.value = values.fixed;
       opacity.value = values.opacity;
       opacity.setAttribute("aria-valuetext", `${Math.round(100 * values.opacity)} %`);
       scaleField.classList.toggle("vtx-fixed", values.scale === "fixed");
     };
     return { element, sync };
+  }
+
+  function offer(control, choices) {
+    control.replaceChildren(...choices.map(([value, text]) => make("option", { value }, text)));
+  }
+
+  /** Let a control offer the mean and each of `count` heads. */
+  function offerHeads(control, count) {
+    if (control.options.length === count + 1) return;
+    offer(control, [[-1, "Mean"], ...Array.from({ length: count }, (_, i) => [i, `Head ${i}`])]);
   }
 
   Object.assign(vtviz, { DEFAULTS, optionsBar });

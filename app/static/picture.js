@@ -1,26 +1,45 @@
-/* One captioned picture of the photo: the canvas, the pointer's cross on it, and the flag that says what lies there. */
+/* One captioned picture of the photo: the canvas, the pointer's cross on it, the flag that says what lies there, and the
+ * place that was asked about.
+ */
 (function () {
   "use strict";
   const vtviz = window.vtviz;
   const { make } = vtviz;
 
   class Picture {
-    /** `shows` names it for the style sheet; `point([y, x] or null)` hears of the pointer, in shares of the picture. */
-    constructor(shows, point) {
+    /** `shows` names it for the style sheet; `point([y, x] or null)` hears of the pointer, in shares of the picture, and
+     *  `choose([y0, x0], [y1, x1], done)` of a click or of a box while it is dragged. */
+    constructor(shows, point, choose) {
       this.caption = make("h3", { class: "vtx-caption" });
       this.canvas = make("canvas", { class: "vtx-photo", role: "img" });
       this.cross = make("span", { class: "vtx-cross", hidden: true });
       this.flag = make("span", { class: "vtx-flag", hidden: true });
+      this.region = make("span", { class: "vtx-region", hidden: true });
       this.element = make(
         "div",
         { class: "vtx-frame", "data-shows": shows },
         this.caption,
-        make("div", { class: "vtx-mat" }, this.canvas, this.cross, this.flag),
+        make("div", { class: "vtx-mat" }, this.canvas, this.region, this.cross, this.flag),
       );
-      this.canvas.onpointermove = this.canvas.onpointerdown = (event) => {
+      const where = (event) => {
         const box = this.canvas.getBoundingClientRect();
-        point([(event.clientY - box.top) / box.height, (event.clientX - box.left) / box.width]);
+        return [(event.clientY - box.top) / box.height, (event.clientX - box.left) / box.width];
       };
+      let start = null;
+      this.canvas.onpointerdown = (event) => {
+        start = event.button ? null : where(event);
+        this.canvas.setPointerCapture(event.pointerId);
+        point(where(event));
+      };
+      this.canvas.onpointermove = (event) => {
+        point(where(event));
+        if (start) choose(start, where(event), false);
+      };
+      this.canvas.onpointerup = (event) => {
+        if (start) choose(start, where(event), true);
+        start = null;
+      };
+      this.canvas.onpointercancel = () => (start = null); // it scrolls the page
       this.canvas.onpointerleave = () => point(null);
     }
 
@@ -34,6 +53,16 @@
     describe(caption, label) {
       if (this.caption.textContent !== caption) this.caption.textContent = caption;
       this.canvas.setAttribute("aria-label", label);
+    }
+
+    /** Frame a box in shares of the picture, [y0, x0, y1, x1]; null frames nothing. */
+    frame(box) {
+      this.region.hidden = !box;
+      if (!box) return;
+      const { offsetTop, offsetLeft, offsetHeight, offsetWidth } = this.canvas;
+      const { style } = this.region;
+      [style.top, style.left] = [`${offsetTop + box[0] * offsetHeight}px`, `${offsetLeft + box[1] * offsetWidth}px`];
+      [style.height, style.width] = [`${(box[2] - box[0]) * offsetHeight}px`, `${(box[3] - box[1]) * offsetWidth}px`];
     }
 
     /** Show the pointer here, with a word on what lies there. */

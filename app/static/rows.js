@@ -22,7 +22,7 @@
       this.lead = make("b", {});
       const plain = scene.segments ? "for comparing segmentations" : "for comparing predictions";
       const lead = scene.layers.length
-        ? ["Where each token looks. ", this.lead, "Click a token to see it large; arrow keys walk through them.",
+        ? ["Where each token looks. ", this.lead, "Click a token to see it large.",
           scene.segments ? " A token is named by the class it looks at well beyond that class's area." : ""]
         : [`This model has no tokens: it is a plain network, ${plain}.`];
       this.element.replaceChildren(
@@ -35,7 +35,7 @@
       const line = make("span", {});
       this.lines.push(line);
       const tiles = Array.from({ length: layer.tokens }, (_, token) => {
-        const canvas = make("canvas", {});
+        const thumb = new vtviz.Thumb(layer.index, token);
         const dot = make("span", { class: "vtx-dot", hidden: true });
         const peak = make("span", {});
         const name = named ? make("span", { class: "vtx-class" }) : null;
@@ -45,11 +45,11 @@
             type: "button", class: "vtx-token", role: "option", tabindex: -1,
             onclick: () => this.set({ layer: layer.index, token }),
           },
-          make("span", { class: "vtx-tile" }, canvas, dot),
+          make("span", { class: "vtx-tile" }, thumb.canvas, dot),
           make("span", { class: "vtx-tag" }, make("b", {}, String(token)), peak),
           name,
         );
-        return { button, canvas, dot, peak, name };
+        return { button, thumb, dot, peak, name };
       });
       this.tiles.push(tiles);
       const title = vtviz.title(layer);
@@ -68,12 +68,10 @@
     draw(scene, state) {
       const bright = ["jet", "turbo"].includes(state.colormap) ? ["Red", "blue"] : ["Bright", "dark"];
       this.lead.textContent = `${bright[0]} = many times the average, ${bright[1]} = hardly at all. `;
-      const { colormap, scale, fixed, opacity, align, head } = state;
-      const look = JSON.stringify([scene.payload.id, colormap, scale, fixed, opacity, align, head]);
-      for (const layer of scene.layers) this.drawRow(layer, scene, state, look);
+      for (const layer of scene.layers) this.drawRow(layer, scene, state);
     }
 
-    drawRow(layer, scene, state, look) {
+    drawRow(layer, scene, state) {
       const all = layer.numbers(vtviz.headOf(layer, state));
       this.lines[layer.index].replaceChildren(
         `mean peak ${format(all.peak)} · correlation ${all.correlation.toFixed(2)} · `,
@@ -82,12 +80,7 @@
       );
       this.tiles[layer.index].forEach((tile, token) => {
         const chosen = layer.index === state.layer && token === state.token;
-        const room = tile.canvas.parentElement.clientWidth;
-        if (tile.look !== `${look} ${room}`) { // the choice and the classes leave the small maps as they are
-          tile.look = `${look} ${room}`;
-          const [width, height] = vtviz.resize(tile.canvas, ...vtviz.fit(scene.payload.geometry, room, 1.25 * room));
-          vtviz.overlay(tile.canvas.getContext("2d"), width, height, scene, state, layer, token);
-        }
+        tile.thumb.draw(scene, state, tile.thumb.canvas.parentElement.clientWidth);
         const peak = `${all.tokens[token].peak.toFixed(1)}×`;
         const name = vtviz.nameOf(scene, state, layer.index, token);
         tile.peak.textContent = peak;
@@ -101,7 +94,7 @@
 
     /** A dot on every map where the pointer is. */
     mark(pointer) {
-      for (const tile of this.tiles.flat()) vtviz.place(tile.dot, tile.canvas, pointer);
+      for (const tile of this.tiles.flat()) vtviz.place(tile.dot, tile.thumb.canvas, pointer);
     }
 
     holds(element) {

@@ -1,10 +1,10 @@
-/* The canvas component: a photo with the chosen token over it, and every token of every layer beside it. A segmentation
- * model's payload also brings the classes of the pixels: then photo, classes and token stand side by side, with a legend
- * and the matrix of tokens and classes.
+/* The canvas component: a photo with the chosen token over it, and a row of views of its tokens beside it (views.js). A
+ * segmentation model's payload also brings the classes of the pixels: then photo, classes and token stand side by side,
+ * with a legend and the matrix of tokens and classes.
  *
  * One TokenView per place on the page. `load(payload)` takes a new photo and its maps; `set(patch)` changes the choice
- * or an option; both end in `draw()`, at most once a frame. Its parts (pictures, rows, legend, matrix) draw what they
- * are given of `scene` and `state` and call `set`; later views do the same.
+ * or an option; both end in `draw()`, at most once a frame. Its parts (pictures, legend, views) draw what they are given
+ * of `scene` and `state` and call `set`.
  */
 (function () {
   "use strict";
@@ -19,14 +19,17 @@
   ];
 
   class TokenView {
-    constructor(root, colormaps, trigger) {
+    /** `linked`: whether the page's address says what is shown. */
+    constructor(root, colormaps, trigger, linked = false) {
       this.luts = Object.fromEntries(Object.entries(colormaps).map(([k, text]) => [k, vtviz.decodeBytes(text)]));
-      this.state = { layer: 0, token: 0, hidden: [], lit: null, ...vtviz.DEFAULTS };
+      this.state = { layer: 0, token: 0, view: "tokens", place: null, hidden: [], lit: null, ...vtviz.DEFAULTS };
       this.trigger = trigger;
       this.scene = null;
       this.pointer = null;
       this.root = root;
       root.view = this;
+      this.linked = linked;
+      this.link = linked ? vtviz.readLink(window.location.search) : null;
       this.build();
       new ResizeObserver(() => this.schedule()).observe(root);
     }
@@ -37,11 +40,12 @@
       this.options = vtviz.optionsBar(Object.keys(this.luts), this.state, set);
       this.warning = make("p", { class: "vtx-warning", role: "alert", hidden: true },
         "Not trained. This model has random weights: neither its maps nor its prediction mean anything.");
-      this.map = new vtviz.Picture("map", point);
+      const choose = (...drag) => this.choose(...drag);
+      this.map = new vtviz.Picture("map", point, choose);
       this.map.canvas.tabIndex = 0;
       this.map.caption.setAttribute("aria-live", "polite");
-      this.photo = new vtviz.Picture("photo", point);
-      this.classes = new vtviz.Picture("classes", point);
+      this.photo = new vtviz.Picture("photo", point, choose);
+      this.classes = new vtviz.Picture("classes", point, choose);
       this.pictures = make("div", { class: "vtx-pictures" });
       this.bar = make("canvas", { class: "vtx-bar", "aria-hidden": "true" });
       this.ticks = make("div", { class: "vtx-ticks" });
@@ -60,11 +64,23 @@
       this.legend = new vtviz.Legend(set, () => this.trigger("unmask"));
       this.matrix = new vtviz.TokenMatrix(set, this.state);
       this.rows = new vtviz.TokenRows(set);
+      this.attribution = new vtviz.AttributionView(set, this.trigger, point);
+      this.views = new vtviz.Views(set, {
+        tokens: this.tokens(),
+        lineage: new vtviz.LineageView(set),
+        pixel: new vtviz.PixelView(set),
+        ablation: new vtviz.AblationView(set, this.trigger),
+        attribution: this.attribution,
+      });
+      this.report = new vtviz.Job("Report (ZIP)", "report", this.trigger, () => {});
+      this.report.button.onclick = () => this.report.ask({ sections: this.sections() });
+      this.report.button.title = "One offline page with maps, lineage and what you have computed of this photo, and its arrays";
       const files = make(
         "div",
         { class: "vtx-files" },
         make("button", { type: "button", class: "vtx-button", onclick: () => this.savePanel() }, "Panel (PNG)"),
         make("button", { type: "button", class: "vtx-button", onclick: () => this.trigger("arrays") }, "Arrays (NPZ)"),
+        this.report.element,
       );
       const wide = (this.wide = window.matchMedia("(min-width: 901px)"));
       const tools = make(
@@ -75,9 +91,26 @@
       );
       wide.onchange = () => (tools.open = wide.matches);
       const stage = make("section", { class: "vtx-stage" }, this.pictures, this.legend.element, measures, this.guess);
-      this.body = make("div", { class: "vtx-body" }, stage, this.matrix.element, this.rows.element);
+      this.body = make("div", { class: "vtx-body" }, stage, this.views.element);
       this.body.onkeydown = (event) => this.walk(event);
-      this.root.append(this.warning, tools, this.body);
+      this.root.onclick = () => (this.link = null); // whoever chooses does not wait for it
+      this.notice = make("p", { class: "vtx-notice", role: "alert", hidden: true });
+      this.root.append(this.warning, this.notice, tools, this.body);
+    }
+
+    /** The view that a photo opens with: every token, and of a segmentation what each has of the classes. */
+    tokens() {
+      const { matrix, rows } = this;
+      const element = make("div", { class: "vtx-overview" }, matrix.element, rows.element);
+      const load = (scene) => {
+        matrix.element.hidden = !scene.segments || !scene.layers.length;
+        for (const part of scene.segments ? [matrix, rows] : [rows]) part.load(scene);
+      };
+      const draw = (scene, state) => {
+        if (scene.layers.length) rows.draw(scene, state);
+        if (scene.segments) matrix.draw(scene, state);
+        };
+      return { element, load, draw };
     }
 
     /** Arrow keys: left and right walk the tokens of a layer, up and down the layers. */
@@ -101,6 +134,7 @@
     /** Show a new payload (app/payload.py). The first one opens at its most selective token; afterwards options and the
      * chosen token stay, where the new model has it. */
     async load(payload) {
+      if (this.scene?.payload.id === payload.id) return; // of a control that was set, not chosen
       const photo = new Image();
       photo.src = payload.photo;
       this.loading = photo;
@@ -109,15 +143,17 @@
       const layers = payload.layers.map((layer, i) => new vtviz.Layer(layer, i));
       if (!this.scene && layers.length) this.state.token = layers[0].strongest();
       const same = this.scene?.payload.model === payload.model;
-      this.scene = { payload, photo, layers, segments, luts: this.luts };
+      const descent = payload.lineage && new vtviz.Descent(payload.lineage);
+      const photographed = this.scene?.payload.photo === payload.photo;
+      this.scene = { payload, photo, layers, segments, descent, luts: this.luts, results: {} };
       this.warning.hidden = payload.trained;
       this.root.classList.toggle("vtx-plain", !layers.length);
       this.root.classList.toggle("vtx-segmented", Boolean(segments));
       const pictures = segments ? [this.photo, this.classes, ...(layers.length ? [this.map] : [])] : [this.map];
       this.pictures.replaceChildren(...pictures.map((each) => each.element));
       this.legend.element.hidden = !segments;
-      this.matrix.element.hidden = !segments || !layers.length;
-      for (const part of [this.rows, ...(segments ? [this.legend, this.matrix] : [])]) part.load(this.scene);
+      if (segments) this.legend.load(this.scene);
+      this.views.load(this.scene);
       this.buildGuess();
       const layer = Math.max(0, Math.min(this.state.layer, layers.length - 1));
       const last = (count) => Math.max(0, count - 1);
@@ -125,10 +161,25 @@
         layer,
         token: Math.min(this.state.token, last(layers[layer]?.tokens ?? 0)),
         head: Math.min(this.state.head, last(Math.max(0, ...layers.map((each) => each.heads)))),
+        reader: Math.min(this.state.reader, last(Math.max(0, ...layers.map((each) => each.attention?.shape[0] ?? 0)))),
         source: segments?.sources.given ? this.state.source : "predicted",
         hidden: same ? this.state.hidden : [], // another model's classes are others
         lit: null,
+        ...this.follow(layers),
+        label: segments?.present("predicted")[0][0]?.index ?? 0, // the largest
+        place: photographed ? this.state.place : null,
       });
+    }
+
+    /** What the link by which the page was opened chooses of a photo, once that one is shown. */
+    follow(layers) {
+      this.notice.hidden = true;
+      if (!this.link || !vtviz.isLinked(this.scene.payload, this.link)) return {};
+      const { patch, line } = vtviz.followLink(this.link, { layers });
+      this.link = null;
+      this.notice.textContent = line;
+      this.notice.hidden = !line;
+      return patch;
     }
 
     set(patch) {
@@ -159,18 +210,23 @@
       this.pending = null;
       if (!this.scene || !this.root.clientWidth) return;
       const { scene, state } = this;
-      this.options.sync(state, scene);
+      this.options.sync(state, scene, this.views.open(state).name);
       this.drawStage();
-      if (scene.layers.length) {
-        this.drawBar();
-        this.rows.draw(scene, state);
-      }
-      if (scene.segments) {
-        this.legend.draw(scene, state);
-        this.matrix.draw(scene, state);
-      }
+      if (scene.layers.length) this.drawBar();
+      if (scene.segments) this.legend.draw(scene, state);
+      this.views.draw(scene, state);
+      this.drawPlace();
       this.drawPointer();
+      this.say();
       this.root.dataset.ready = scene.payload.id;
+    }
+
+    /** Keep the address true, unless the link that it holds is yet to be shown. */
+    say() {
+      if (this.link || !this.linked) return;
+      const { search, pathname, hash } = window.location;
+      const text = vtviz.writeLink(search, this.scene, this.state, this.views.open(this.state).name);
+      if (text !== search) window.history.replaceState(window.history.state, "", `${pathname}${text}${hash}`);
     }
 
     drawStage() {
@@ -234,6 +290,27 @@
       this.ticks.replaceChildren(...marks, make("em", {}, `× uniform, ${whose}`));
     }
 
+    /** The pixels that a click or a drag on the photo chose, while Pixel is open. */
+    choose(from, to, done) {
+      if (this.views.open(this.state).name !== "pixel") return;
+      const [height, width] = this.scene.payload.geometry.original;
+      const ends = [from, to].map(([y, x]) => [cellOf(y, height), cellOf(x, width)]);
+      const [top, left] = [0, 1].map((i) => Math.min(ends[0][i], ends[1][i]));
+      const [bottom, right] = [0, 1].map((i) => Math.max(ends[0][i], ends[1][i]));
+      const moved = Math.max((to[0] - from[0]) ** 2, (to[1] - from[1]) ** 2) > 0.01 ** 2; // a hand trembles
+      if (!moved && !done) return;
+      this.set({ place: moved ? [left, top, right + 1, bottom + 1] : [ends[1][1], ends[1][0], ends[1][1] + 1, ends[1][0] + 1] });
+    }
+
+    drawPlace() {
+      const { place } = this.state;
+      const open = place && this.views.open(this.state).name === "pixel";
+      this.root.dataset.view = this.views.open(this.state).name;
+      const [height, width] = this.scene.payload.geometry.original;
+      const box = open && [place[1] / height, place[0] / width, place[3] / height, place[2] / width];
+      for (const picture of [this.photo, this.classes, this.map]) picture.frame(box);
+    }
+
     point(pointer) {
       this.pointer = pointer;
       this.drawPointer();
@@ -244,6 +321,7 @@
       if (!this.scene || (!this.scene.segments && !this.scene.layers.length)) return;
       const { scene, pointer } = this;
       for (const picture of [this.photo, this.map]) picture.mark(pointer);
+      this.attribution.mark(pointer);
       this.rows.mark(pointer);
       if (scene.layers.length) this.numbers.here.textContent = pointer ? this.valueHere() : "–";
       if (!scene.segments) return;
@@ -256,17 +334,26 @@
       const { scene, state, pointer } = this;
       const layer = scene.layers[state.layer];
       const [height, width] = scene.payload.geometry.original;
-      const y = Math.min(Math.max(Math.floor(pointer[0] * height), 0), height - 1);
-      const x = Math.min(Math.max(Math.floor(pointer[1] * width), 0), width - 1);
+      const [y, x] = [cellOf(pointer[0], height), cellOf(pointer[1], width)];
       const map = layer.map(state.token, vtviz.headOf(layer, state));
       const value = vtviz.valueAt(map, layer, scene.payload.geometry, y, x, state.align);
       return Number.isNaN(value) ? "cut off" : format(value);
+    }
+
+    /** What has been computed of this photo: kind -> class, for a report to hold. */
+    sections() {
+      return Object.fromEntries(Object.entries(this.scene.results).map(([kind, { target }]) => [kind, target?.index ?? null]));
     }
 
     savePanel() {
       if (!this.scene?.layers.length && !this.scene?.segments) return;
       vtviz.panel(this.scene, this.state).toBlob((blob) => vtviz.download(blob, "vtviz_panel.png"), "image/png");
     }
+  }
+
+  /** The pixel of `count` along a side at which a share of it lies. */
+  function cellOf(share, count) {
+    return Math.min(Math.max(Math.floor(share * count), 0), count - 1);
   }
 
   /** "road, 93 %", and what an uploaded mask says. */
@@ -277,7 +364,7 @@
 
   /** Called by gr.HTML's js_on_load. */
   function mount(element, props, trigger, watch) {
-    const view = new TokenView(element.querySelector(".vtx"), props.colormaps, trigger);
+    const view = new TokenView(element.querySelector(".vtx"), props.colormaps, trigger, true);
     const update = () => props.value && view.load(props.value);
     watch("value", update);
     update();

@@ -11,10 +11,11 @@ import pytest
 from PIL import Image
 
 from app.examples import load_examples
-from app.explore import EXPIRED, VIEWS, Explore, Shown, message, open_photo
+from app.explore import Explore, message
 from app.page import build_page, launch_options
 from app.payload import decode_layer
 from app.shelf import Shelf
+from app.shown import EXPIRED, VIEWS, Shown, open_photo
 from vtviz.explain.token_classes import segmentation_scores
 from vtviz.predictor import extract_tokens
 
@@ -106,6 +107,34 @@ def test_an_example_is_picked_by_its_key(explore):
     assert "did you mean &#x27;coffee&#x27;?" in problem
 
 
+def arrived(explore, **query) -> tuple[Shown | None, str]:
+    return explore.arrive(SimpleNamespace(query_params=query))
+
+
+def test_a_link_opens_what_it_names_and_tells_what_there_is_not(explore):
+    first = explore.remember()
+    assert arrived(explore) == (first, "")
+    assert arrived(explore, layer="9", view="pixel", __theme="dark") == (first, "")  # the browser's business
+    shown, problem = arrived(explore, photo="coffee", model="blank", crop="center")
+    assert (shown, problem) == (Shown("coffee", uploaded=False, model="blank", view=CENTRE), "")
+    payload, state, problem, model, view = explore.open_link(shown)
+    assert payload["link"] == {"photo": "coffee", "model": "blank", "crop": "center"}
+    assert (state, model, view) == (shown, "blank", CENTRE)
+    assert skipped(problem)  # one of before stays
+    assert all(map(skipped, explore.reopen(shown, "blank", CENTRE)))  # what the controls then say is no new choice
+    assert all(map(skipped, explore.open_link(first)))  # which everybody has already
+    assert all(map(skipped, explore.open_link(None)))
+    shown, problem = arrived(explore, photo="../../etc/<b>", model="blank", crop="left")
+    assert shown == replace(first, model="blank")
+    assert unescape(problem).count("photo '../../etc/<b>', crop 'left'") == 1
+    assert problem.count("<") == 2
+
+
+def test_only_examples_have_a_link(explore, photo):
+    assert explore.first()[0]["link"] == {"photo": "cat", "model": "own", "crop": ""}
+    assert explore.open_upload({"path": str(photo)}, "own", WHOLE)[0]["link"] is None
+
+
 def test_another_model_or_crop_shows_the_same_photo(explore, photo):
     _, shown, *_ = explore.open_upload({"path": str(photo)}, "own", WHOLE)
     payload, again, problem = explore.reopen(shown, "blank", CENTRE)
@@ -163,21 +192,36 @@ def test_examples_are_not_read_from_disk_again(explore):
     assert open_photo(shown) is open_photo(shown)
 
 
-def test_only_one_door_is_open_and_nothing_is_kept(shelf, photo):
+def test_doors_have_names_and_nothing_is_kept(shelf, photo):
     page = build_page(shelf)
     public = {f.api_name for f in page.fns.values() if f.api_visibility == "public"}
-    assert public == {"extract"}
+    assert "extract" in public
+    assert all(isinstance(name, str) and "lambda" not in name for name in public)
+    explore = {
+        "open_upload",
+        "open_example",
+        "reopen",
+        "open_mask",
+        "unmask",
+        "arrays",
+        "open_link",
+        "analyse",
+        "report",
+    }
+    assert not public & explore
     model_calls = [f for f in page.fns.values() if f.concurrency_id == "model"]
-    assert len(model_calls) == 8
-    assert all(f.concurrency_limit == 1 for f in model_calls)
+    assert {f.name for f in model_calls} >= {"open_upload", "open_example", "open_link", "reopen", "arrays", "extract"}
+    assert {f.concurrency_limit for f in model_calls if f.name in explore} == {1}
     assert page.delete_cache == (600, 3600)
     assert page.analytics_enabled is False
     assert os.environ["GRADIO_ANALYTICS_ENABLED"] == "False"
     options = launch_options()
     assert options["allowed_paths"] == []
     assert options["run_history"] is False
-    states = [b for b in page.blocks.values() if isinstance(b, gr.State)]
-    assert [(s.value, s.time_to_live) for s in states] == [(None, 3600)]
+    explore = Explore(shelf)
+    with gr.Blocks():
+        explore.build()
+    assert (explore.state.value, explore.state.time_to_live) == (None, 3600)
 
 
 # --- segmentation

@@ -17,8 +17,10 @@ from app.payload import (
     encode_array,
     encode_photo,
     encode_prediction,
+    encode_shares,
 )
 from vtviz.errors import DataError
+from vtviz.explain.lineage import lineage
 from vtviz.explain.token_classes import segmentation_scores, token_classes
 from vtviz.geometry import Geometry
 from vtviz.predictor import Predictor
@@ -64,6 +66,31 @@ def test_the_payload_is_json_with_the_maps_as_the_model_made_them(maps, predicto
             layer.kept,
             layer.error,
         )
+
+
+def decode_shares(part) -> np.ndarray:
+    return np.frombuffer(base64.b64decode(part["data"]), "<u2").reshape(part["shape"]) / 65535
+
+
+def test_attention_projector_and_lineage_travel_with_the_maps(maps, predictor):
+    payload = json.loads(json.dumps(encode(maps, None, predictor.card)))
+    for got, layer in zip(payload["layers"], maps.layers, strict=True):
+        np.testing.assert_allclose(decode_shares(got["attention"]), layer.attention, atol=0.5 / 65535 + 1e-7)
+    first, second = payload["layers"]
+    np.testing.assert_allclose(
+        decode_shares(first["projector"]), maps.layers[0].projector.mean(axis=0), atol=0.5 / 65535 + 1e-7
+    )
+    assert second["projector"] is None  # the last block has none
+    descent = lineage(maps).to_dict()
+    assert payload["lineage"] == {key: descent[key] for key in ("joint", "tokens", "links")}
+    assert payload["classes"] == list(maps.classes)
+
+
+@settings(deadline=None)
+@given(arrays(np.float32, (3, 4), elements=st.floats(-0.5, 1.5, width=32)))
+def test_shares_are_kept_to_a_65535th(values):
+    np.testing.assert_allclose(decode_shares(encode_shares(values)), np.clip(values, 0, 1), atol=0.5 / 65535 + 1e-7)
+    assert encode_shares(None) is None
 
 
 def test_statistics_of_the_mean_come_first_and_then_those_of_each_head(maps, predictor):
@@ -198,7 +225,9 @@ def test_the_matrix_is_that_of_the_api_and_logits_stay_on_the_server(scene, astr
         np.testing.assert_allclose(sent["matrix"][i], expected.mass, atol=5.1e-5)
         assert [None if n is None else result.classes[n] for n in sent["names"][i]] == list(expected.names)
     maps_alone = sum(len(layer["coefficients"]) for layer in payload["layers"])
-    assert len(json.dumps(payload)) < maps_alone + 350_000  # the logits alone would take 1.2 MB
+    shares = sum(len(layer[name]["data"]) for layer in payload["layers"] for name in ("attention", "projector"))
+    assert shares < 0.7 * maps_alone
+    assert len(json.dumps(payload)) < maps_alone + shares + 350_000  # the logits alone would take 1.2 MB
     assert payload["prediction"] == []
 
 

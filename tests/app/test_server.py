@@ -45,13 +45,6 @@ def test_files_of_the_server_are_no_photos(client, models):
         client.predict(path, "own", WHOLE, api_name="/extract")
 
 
-def test_the_endpoint_is_documented_and_the_others_are_not(client):
-    endpoints = client.view_api(return_format="dict")["named_endpoints"]
-    assert list(endpoints) == ["/extract"]
-    assert "vtviz.extract_tokens" in endpoints["/extract"]["description"]
-    assert [p["parameter_name"] for p in endpoints["/extract"]["parameters"]] == ["photo", "model", "view"]
-
-
 def test_a_segmentation_s_summary_has_the_areas_and_its_file_the_labels(
     segment_address, segment_shelf, photo, tmp_path
 ):

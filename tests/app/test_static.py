@@ -8,8 +8,10 @@ import pytest
 from PIL import Image
 
 from app.canvas import SCRIPTS, STATIC
-from app.payload import encode_array
+from app.payload import encode_array, encode_shares
 from vtviz import geometry, render
+from vtviz.explain.lineage import lineage
+from vtviz.explain.query import query
 
 pytestmark = pytest.mark.browser
 LAYER = "new vtviz.Layer({stride: %d, shape: [%d, %d, %d, %d], coefficients: data, statistics: []}, 0)"
@@ -75,6 +77,111 @@ def test_maps_are_drawn_where_python_draws_them(page, original, crop, stride, al
     y, x = original[0] // 2, original[1] // 2
     at = run(page, f"{setup} return new Float32Array([vtviz.valueAt(map, layer, g, {y}, {x}, '{align}')])", data)
     np.testing.assert_allclose(at[0], expected[y, x], atol=2e-5)
+
+
+@pytest.fixture(scope="module")
+def own(shelf, coffee):
+    return {crop: shelf.get("own").extract(coffee, crop=crop) for crop in (None, "center")}
+
+
+@pytest.mark.parametrize("crop", [None, "center"])
+@pytest.mark.parametrize("head", [-1, 1])
+@pytest.mark.parametrize("box", [(300, 200, 301, 201), (250, 30, 420, 333), (0, 0, 600, 400)])
+def test_a_place_is_asked_as_python_asks_it(page, own, crop, head, box):
+    maps = own[crop]
+    expected = query(maps, box=box)
+    for layer, answer in zip(maps.layers, expected.layers, strict=True):
+        if head >= layer.num_heads:
+            continue
+        data = {
+            "layer": {
+                "stride": layer.stride,
+                "shape": list(layer.coefficients.shape),
+                "coefficients": encode_array(layer.coefficients),
+                "statistics": [],
+                "projector": encode_shares(None if layer.projector is None else layer.projector.mean(axis=0)),
+            },
+            "geometry": maps.geometry.to_dict(),
+            "box": box,
+        }
+        script = f"""(data) => vtviz.query(
+            new vtviz.Layer(data.layer, 0), data.geometry, data.box, 'receptive_field', {head})"""
+        got = page.evaluate(script, data)
+        by = answer.read_by.mean(axis=0) if head < 0 else answer.read_by[head]
+        np.testing.assert_allclose(got["readBy"], by, rtol=1e-4, atol=1e-4)
+        if answer.reads is None:
+            assert got["reads"] is None
+        else:
+            reads = answer.reads.mean(axis=0) * answer.reads.shape[1]
+            np.testing.assert_allclose(got["reads"], reads, atol=1e-3)
+
+
+def test_a_place_that_was_cut_off_has_no_answer(page, own):
+    layer = own["center"].layers[0]
+    made = LAYER % (16, *layer.coefficients.shape)
+    script = f"([data, geometry]) => vtviz.query({made}, geometry, [0, 5, 9, 9], 'resize', -1)"
+    assert page.evaluate(script, [encode_array(layer.coefficients), own["center"].geometry.to_dict()]) is None
+
+
+def test_lines_of_descent_keep_their_row(page, own):
+    descent = lineage(own[None])
+    data = descent.to_dict()
+    rows, path, slot = page.evaluate(
+        """(data) => {
+            const descent = new vtviz.Descent(data);
+            return [descent.rows(), [...descent.path(1, 11)].sort(), descent.slot(1, 3)];
+        }""",
+        data,
+    )
+    for link in descent.links:
+        assert rows[link.layer][link.slot] == rows[link.layer - 1][link.origin]
+    assert sorted(rows[1]) == list(range(16))
+    assert slot == 11  # eight are kept
+    assert path == [f"0/{descent.tokens[1][11].origin}", "1/11"]
+
+
+@pytest.mark.parametrize("head", [-1, 2])
+def test_attention_is_in_times_uniform(page, own, head):
+    layer = own[None].layers[1]
+    data = {"shape": list(layer.coefficients.shape), "coefficients": encode_array(layer.coefficients), "statistics": []}
+    data["attention"] = encode_shares(layer.attention)
+    got = page.evaluate(f"(data) => vtviz.attentionRow(new vtviz.Layer(data, 1), 5, {head})", data)
+    expected = layer.attention.mean(axis=0) if head < 0 else layer.attention[head]
+    np.testing.assert_allclose(got, expected[5] * 16, atol=1e-3)
+
+
+def test_links_are_read_as_they_are_written(page):
+    scene = (
+        """{ payload: { link: { photo: 'cat', model: 'a b', crop: '' } }, layers: [{ tokens: 16 }, { tokens: 8 }] }"""
+    )
+    written = page.evaluate(f"vtviz.writeLink('?__theme=dark&photo=old', {scene}, {{ layer: 1, token: 7 }}, 'pixel')")
+    assert written == "?__theme=dark&photo=cat&model=a+b&layer=1&token=7&view=pixel"
+    wanted = page.evaluate("(text) => vtviz.readLink(text)", written)
+    assert wanted == {"photo": "cat", "model": "a b", "layer": "1", "token": "7", "view": "pixel"}
+    assert page.evaluate("vtviz.readLink('?__theme=dark')") is None
+    assert page.evaluate(f"(wanted) => vtviz.isLinked({scene}.payload, wanted)", wanted)
+    assert not page.evaluate(f"vtviz.isLinked({scene}.payload, {{ photo: 'dog' }})")
+    assert (
+        page.evaluate("vtviz.writeLink('?photo=cat&layer=1', { payload: { link: null }, layers: [] }, {}, 'x')") == ""
+    )
+
+
+@pytest.mark.parametrize(
+    ("wanted", "patch", "line"),
+    [
+        ({"layer": "1", "token": "7", "view": "pixel"}, {"layer": 1, "token": 7, "view": "pixel"}, ""),
+        ({"token": "15"}, {"layer": 0, "token": 15}, ""),
+        ({"layer": "1"}, {"layer": 1, "token": 0}, ""),
+        ({"layer": "1", "token": "8"}, {"layer": 1, "token": 0}, 'There is no token "8" here'),
+        ({"layer": "-1", "view": "<b>"}, {}, 'There is no layer "-1" and no view "<b>" here'),
+        ({"layer": "1e9"}, {}, 'There is no layer "1e9"'),
+    ],
+)
+def test_a_link_falls_back_where_it_leads_nowhere(page, wanted, patch, line):
+    got = page.evaluate("(wanted) => vtviz.followLink(wanted, { layers: [{ tokens: 16 }, { tokens: 8 }] })", wanted)
+    assert got["patch"] == patch
+    assert got["line"].startswith(line)
+    assert bool(got["line"]) == bool(line)
 
 
 @pytest.mark.parametrize("name", render.COLORMAPS)

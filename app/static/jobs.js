@@ -1,0 +1,72 @@
+/* What takes the server seconds: asking for it, its progress, cancelling, and the one line when it fails. */
+(function () {
+  "use strict";
+  const vtviz = window.vtviz;
+  const { make } = vtviz;
+  const running = new Map();
+
+  /** Called with every answer of app/analyses.py. */
+  function hear(answer) {
+    running.get(answer?.job)?.hear(answer);
+  }
+
+  /** A button that asks, and what stands in its place meanwhile. */
+  class Job {
+    /** `trigger(event, data)` asks the server; `done(result)` hears of the result. */
+    constructor(caption, event, trigger, done) {
+      Object.assign(this, { event, trigger, done });
+      this.button = make("button", { type: "button", class: "vtx-button vtx-go" }, caption);
+      this.bar = make("progress", { max: 1 });
+      this.told = make("span", { "aria-live": "polite" });
+      const cancel = make("button", { type: "button", class: "vtx-button", onclick: () => this.cancel("Cancelled.") }, "Cancel");
+      this.busy = make("span", { class: "vtx-busy", hidden: true }, this.bar, this.told, cancel);
+      this.line = make("span", { class: "vtx-fault", role: "alert", hidden: true });
+      this.element = make("div", { class: "vtx-asking" }, this.button, this.busy, this.line);
+    }
+
+    ask(data) {
+      this.cancel();
+      this.id = `${Date.now().toString(36)}-${Math.random().toString(36).slice(2)}`;
+      running.set(this.id, this);
+      this.started = performance.now();
+      this.show("busy");
+      this.bar.removeAttribute("value");
+      this.told.textContent = "Waiting for the server …";
+      this.trigger(this.event, { job: this.id, ...data });
+    }
+
+    hear(answer) {
+      if (typeof answer.done === "number") {
+        const share = answer.done / Math.max(1, answer.total);
+        this.bar.value = share;
+        const left = ((performance.now() - this.started) / 1000) * (1 / Math.max(share, 1e-3) - 1);
+        this.told.textContent = share < 0.05 ? "Started" : `${Math.round(100 * share)} %, about ${Math.ceil(left)} s left`;
+        return;
+      }
+      this.end();
+      this.show("idle", answer.error || (answer.cancelled ? "Cancelled." : ""));
+      if (answer.result) this.done(answer.result);
+    }
+
+    /** Stop what runs, if something does, with a line. */
+    cancel(line = "") {
+      if (this.id) this.trigger("cancel", { job: this.id });
+      this.end();
+      this.show("idle", line);
+    }
+
+    end() {
+      running.delete(this.id);
+      this.id = null;
+    }
+
+    show(state, line = "") {
+      this.busy.hidden = state !== "busy";
+      this.button.hidden = state === "busy";
+      this.line.hidden = !line;
+      this.line.textContent = line;
+    }
+  }
+
+  Object.assign(vtviz, { hear, Job });
+})();

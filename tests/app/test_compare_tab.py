@@ -1,0 +1,209 @@
+"""The tab Compare: sides of models and epochs, what is sent, and the two linked views in a browser."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from app.compare import SAME, UPLOAD, CompareTab, describe, offer_upload
+from app.examples import load_examples
+from app.page import build_page, launch_options
+from app.payload import decode_layer
+from app.shelf import Shelf
+from vtviz.errors import VtvizError
+from vtviz.explain.compare import compare, side_of_maps
+
+SCRIPT = "<script>alert(1)</script>"
+CAT = load_examples()["cat"].image
+
+
+@pytest.fixture(scope="module")
+def shelf(models, tmp_path_factory, chelsea) -> Shelf:
+    """The models of the page, and one run, ``runs/mine``, with the maps of two epochs on its own photo."""
+    run = tmp_path_factory.mktemp("runs") / "mine"
+    (run / "probe").mkdir(parents=True)
+    for suffix in (".safetensors", ".json"):
+        shutil.copy(models / f"own{suffix}", run / f"best{suffix}")
+    shelf = Shelf(str(models / "own.safetensors"), device="cpu")
+    shelf.offer_runs({"runs/mine": run})
+    Image.fromarray(chelsea[:224, :224]).save(run / "probe" / "image.png")
+    random = np.random.default_rng(0)
+    for epoch in (1, 12):
+        maps = {f"block{i}": random.uniform(0, 3, (n, 14, 14)).astype(np.float16) for i, n in enumerate((16, 8))}
+        np.savez(run / "probe" / f"epoch{epoch:04d}.npz", **maps)
+    return shelf
+
+
+@pytest.fixture(scope="module")
+def tab(shelf) -> CompareTab:
+    return CompareTab(shelf)
+
+
+def test_models_with_tokens_and_epochs_can_be_chosen(tab):
+    values = [value for _, value in tab.choices()]
+    assert values[0] == "own"
+    assert "blank" in values
+    assert "plain" not in values  # has no tokens
+    assert values[-3:] == ["runs/mine", "runs/mine@epoch1", "runs/mine@epoch12"]
+
+
+def test_two_models_are_sent_with_the_maps_and_the_matching_of_the_api(tab, shelf):
+    view, problem = tab.run("own", "cat", None, "blank", SAME, None)
+    assert problem == ""
+    json.dumps(view, allow_nan=False)
+    maps = [shelf.get(name).extract(CAT) for name in ("own", "blank")]
+    expected = compare(*(side_of_maps(each) for each in maps)).to_dict()
+    for sent, found in zip(view["match"]["layers"], expected["layers"], strict=True):
+        assert sent == {key: value for key, value in found.items() if key != "overlap"}
+    for side, each in zip(view["sides"], maps, strict=True):
+        for layer, drawn in zip(side["layers"], each.layers, strict=True):
+            heads = decode_layer(layer)
+            assert heads.shape == (1, *drawn.coefficients.shape[1:])
+            np.testing.assert_allclose(heads[0], drawn.of_head(), rtol=1e-6)
+            assert layer["statistics"][0] == layer["statistics"][1]
+            assert layer["statistics"][0]["peak"] == pytest.approx(drawn.statistics().peak, rel=1e-5)
+        assert [p["label"] for p in side["prediction"]] == [p.label for p in each.topk(5)]
+    assert [side["trained"] for side in view["sides"]] == [True, False]
+    peaks = [layer.times_uniform().max(axis=(1, 2)) for each in maps for layer in each.layers]
+    assert view["high"] == pytest.approx(max(2, np.median(np.concatenate(peaks))))
+
+
+def test_two_epochs_are_those_of_the_run_on_its_photo(tab, shelf):
+    view, problem = tab.run("runs/mine@epoch1", "cat", None, "runs/mine@epoch12", SAME, None)
+    assert problem == ""
+    assert view["match"]["labels"] == ["epoch 1", "epoch 12"]
+    with np.load(Path(shelf.source("runs/mine")) / "probe" / "epoch0012.npz") as stored:
+        np.testing.assert_allclose(
+            decode_layer(view["sides"][1]["layers"][1])[0] * 196, stored["block1"].astype(np.float32), rtol=1e-6
+        )
+    assert view["sides"][0]["geometry"]["original"] == [224, 224]
+    assert view["sides"][0]["prediction"] == []
+
+
+def test_two_photos_can_be_compared_and_one_be_uploaded(tab, photo, shelf):
+    file = {"path": str(photo), "orig_name": "my coffee.jpg"}
+    choice = offer_upload(file, [("Cat", "cat")])
+    assert choice.choices[-1] == ("my coffee.jpg", choice.value)
+    assert choice.value.startswith(UPLOAD)
+    assert choice.value != offer_upload(file, []).value
+    view, problem = tab.run("own", "astronaut", None, "own", choice.value, file)
+    assert problem == ""
+    assert [side["geometry"]["original"] for side in view["sides"]] == [[512, 512], [400, 600]]
+
+
+@pytest.mark.parametrize(
+    ("form", "line"),
+    [
+        ((SCRIPT, "cat", None, "own", SAME, None), "this page has no model &#x27;&lt;script&gt;"),
+        (("plain", "cat", None, "own", SAME, None), "without tokens"),
+        (("own", SCRIPT, None, "own", SAME, None), "there is no example &#x27;&lt;script&gt;"),
+        (("own", SAME, None, "own", SAME, None), "there is no example"),
+        (("own", f"{UPLOAD}x", None, "own", SAME, None), "no longer on the server"),
+        (("own", f"{UPLOAD}x", {"path": __file__}, "own", SAME, None), "is not a JPEG, PNG"),
+        (("runs/mine@epoch2", "cat", None, "own", SAME, None), "no token maps of &#x27;runs/mine@epoch2"),
+        (("runs/mine@epoch../1", "cat", None, "own", SAME, None), "no token maps"),
+        (("own@epoch1", "cat", None, "own", SAME, None), "no token maps"),
+        ((None, None, None, None, None, None), "there is no example"),
+    ],
+)
+def test_a_wrong_choice_is_one_escaped_line(tab, form, line):
+    _, problem = tab.run(*form)
+    assert line in problem
+    assert "<script>" not in problem
+    assert str(Path(__file__).parent) not in problem
+    with pytest.raises(VtvizError):
+        tab.look(form[0], None)
+
+
+def test_what_is_sent_is_small(tab, shelf):
+    view = describe([tab.look("own", CAT)] * 2, compare(*[tab.look("own", CAT).side] * 2))
+    assert len(json.dumps(view)) < 600_000
+    assert all(layer["mean"] == pytest.approx(1) for layer in view["match"]["layers"])
+
+
+# --- in a browser
+
+
+@pytest.mark.browser
+def test_the_two_sides_are_linked(browser, shelf, photo):
+    served = build_page(shelf)
+    _, url, _ = served.launch(
+        prevent_thread_lock=True, **launch_options() | {"server_name": "127.0.0.1", "server_port": None, "quiet": True}
+    )
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    page.set_default_timeout(60_000)
+    faults, hosts = [], set()
+    page.on("pageerror", lambda error: faults.append(str(error)))
+    page.on("console", lambda entry: faults.append(entry.text) if entry.type == "error" else None)
+    page.on("request", lambda request: hosts.add(re.match(r"\w+:(//[^:/]+)?", request.url)[0]))
+
+    def state(side: int) -> dict:
+        return page.evaluate(f"document.querySelectorAll('.vtx-sides .vtx')[{side}].view.state")
+
+    def ready() -> str:
+        return page.get_attribute(".vtx-compare-top", "data-ready")
+
+    def choose(side: int, name: str) -> None:
+        before = ready()
+        page.locator(f"#compare-who-{side} input").click()
+        page.get_by_role("option", name=name).click()
+        page.wait_for_function("(old) => document.querySelector('.vtx-compare-top').dataset.ready !== old", arg=before)
+
+    page.goto(url)
+    page.get_by_role("tab", name="Compare").click()
+    page.locator(".vtx-compare-top[data-ready]").wait_for()
+    choose(1, "blank")
+    assert page.locator(".vtx-sides > section > h3").all_inner_texts() == ["own", "blank"]
+    expected = compare(*(side_of_maps(shelf.get(name).extract(CAT)) for name in ("own", "blank")))
+
+    # a token chosen on one side chooses its match on the other, in either direction
+    sides = page.locator(".vtx-sides > section")
+    for side, layer in ((0, 0), (1, 1), (1, 0)):
+        for pair in expected.layers[layer].pairs[:3]:
+            token = (pair.first, pair.second)[side]
+            sides.nth(side).get_by_role("option", name=re.compile(f"^Layer {layer}, token {token},")).click()
+            assert (state(0)["layer"], state(0)["token"]) == (layer, pair.first)
+            assert (state(1)["layer"], state(1)["token"]) == (layer, pair.second)
+            chosen = page.locator(".vtx-pairs [aria-pressed=true]")
+            assert chosen.inner_text().split() == f"{pair.first} ↔ {pair.second} {pair.overlap * 100:.0f} %".split()
+    words = page.locator(".vtx-pairs p").inner_text()
+    assert f"share {expected.layers[0].mean * 100:.0f} % of their weight" in words
+    assert f"by chance {expected.layers[0].chance * 100:.0f} %" in words
+
+    options = page.locator(".vtx-compare-top")
+    # one scale, one set of options, one pointer
+    assert state(0)["scale"] == state(1)["scale"] == "fixed"
+    sent, _ = CompareTab(shelf).run("own", "cat", None, "blank", SAME, None)
+    assert state(0)["fixed"] == state(1)["fixed"] == pytest.approx(sent["high"], abs=0.06)
+    options.get_by_label("Colours", exact=True).select_option("viridis")
+    options.get_by_label("Scale", exact=True).select_option("map")
+    assert [state(i)["colormap"] for i in (0, 1)] == ["viridis"] * 2
+    assert [state(i)["scale"] for i in (0, 1)] == ["map"] * 2
+    options.get_by_label("Scale", exact=True).select_option("shared")
+    assert [state(i)["scale"] for i in (0, 1)] == ["fixed"] * 2
+    box = sides.nth(0).locator(".vtx-photo").bounding_box()
+    page.mouse.move(box["x"] + 0.25 * box["width"], box["y"] + 0.5 * box["height"])
+    assert page.evaluate("document.querySelectorAll('.vtx-sides .vtx')[1].view.pointer") == pytest.approx(
+        [0.5, 0.25], abs=0.01
+    )
+    assert sides.nth(1).locator(".vtx-cross").is_visible()
+
+    # another photo, then two epochs
+    before = ready()
+    with page.expect_file_chooser() as chooser:
+        page.locator("#compare-upload-1").click()
+    chooser.value.set_files(photo)
+    page.wait_for_function("(old) => document.querySelector('.vtx-compare-top').dataset.ready !== old", arg=before)
+    assert page.input_value("#compare-photo-1 input") == "my coffee.jpg"
+    for side, epoch in ((0, 1), (1, 12)):
+        choose(side, f"runs/mine, epoch {epoch} (on its own photo)")
+    sides.nth(1).get_by_role("heading", name="epoch 12", exact=True).wait_for()
+    assert page.locator(".vtx-sides > section > h3").all_inner_texts() == ["epoch 1", "epoch 12"]
+    assert [fault for fault in faults if not fault.startswith("AbortError")] == []
+    assert hosts <= {"http://127.0.0.1", "data:", "blob:"}
+    page.close()
+    served.close(verbose=False)
