@@ -359,7 +359,7 @@ def test_the_view_fits_and_every_control_has_a_name(page, width, scheme, cat, tm
         .filter((e) => !(e.getAttribute('aria-label') || e.textContent.trim() || (e.labels && e.labels.length)))
         .map((e) => e.outerHTML)""")
     assert nameless == []
-    page.locator(".vtx-box").scroll_into_view_if_needed()
+    page.locator(".vtx-box").first.scroll_into_view_if_needed()
     table = page.evaluate(
         "(({ scrollWidth, clientWidth }) => [scrollWidth, clientWidth])(document.querySelector('.vtx-box'))"
     )
