@@ -44,7 +44,7 @@ def direct(predictor, image, layer, token):
     """Logits with one token absent, and without: one forward pass each."""
     x = predictor.preprocessing.normalize(geometry.to_tensor(image, predictor.fit(image.shape[:2]))[None])
     with torch.no_grad():
-        features = predictor.model.backbone(x)[-1]
+        features = predictor.model.backbone(x)
         count = predictor.model.forward_edited(features, [])[1][layer].tokens.shape[2]
         absent = torch.zeros(1, count, dtype=torch.bool)
         absent[0, token] = True

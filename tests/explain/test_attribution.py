@@ -113,7 +113,7 @@ def test_grad_cam_is_the_activation_weighted_by_its_mean_gradient(prepared):
     explainer, x, target = prepared
     made = explainer.make("grad_cam", x, target)
     stage = explainer.model.backbone(x)[-1].detach().requires_grad_()
-    logits, _ = explainer.model.forward_edited(stage, [])
+    logits, _ = explainer.model.forward_edited([stage], [])
     (slope,) = torch.autograd.grad(logits[0, target.index], stage)
     expected = (slope.mean(dim=(2, 3), keepdim=True) * stage).sum(dim=1).relu()[0].detach().numpy()
     np.testing.assert_allclose(made.values, expected, rtol=1e-3, atol=1e-6)

@@ -28,9 +28,9 @@ def classifier(request):
 
 
 @pytest.fixture(scope="module")
-def feature(classifier):
+def features(classifier):
     with torch.no_grad():
-        return classifier.backbone(torch.randn(1, 3, 64, 96))[-1]
+        return classifier.backbone(torch.randn(1, 3, 64, 96))
 
 
 @pytest.fixture(scope="module")
@@ -47,18 +47,18 @@ def test_no_edit_changes_nothing(classifier):
     with torch.no_grad():
         image = torch.randn(1, 3, 64, 96)
         logits = classifier(image)
-        same, outputs = classifier.forward_edited(classifier.backbone(image)[-1], [None, Edit(), None])
+        same, outputs = classifier.forward_edited(classifier.backbone(image), [None, Edit(), None])
         assert torch.equal(logits, same)
         masks = [Edit(absent=none_absent(outputs, i)) for i in range(3)]
-        assert torch.allclose(classifier.forward_edited(classifier.backbone(image)[-1], masks)[0], logits, atol=1e-5)
+        assert torch.allclose(classifier.forward_edited(classifier.backbone(image), masks)[0], logits, atol=1e-5)
         tokens = [Edit(tokens=out.tokenizer.tokens) for out in outputs]
-        assert torch.equal(classifier.forward_edited(classifier.backbone(image)[-1], tokens)[0], logits)
+        assert torch.equal(classifier.forward_edited(classifier.backbone(image), tokens)[0], logits)
 
 
 @torch.no_grad()
-def test_an_absent_token_is_read_by_nobody(classifier, feature):
+def test_an_absent_token_is_read_by_nobody(classifier, features):
     """Whatever stands in its place, nothing that follows changes."""
-    _, plain = classifier.forward_edited(feature, [])
+    _, plain = classifier.forward_edited(features, [])
     for layer in range(3):
         for token in range(plain[layer].tokens.shape[2]):
             absent = none_absent(plain, layer)
@@ -68,24 +68,24 @@ def test_an_absent_token_is_read_by_nobody(classifier, feature):
                 tokens = plain[layer].tokenizer.tokens.clone()
                 tokens[:, :, token] += noise
                 edits = [None] * layer + [Edit(absent, tokens)]
-                results.append(classifier.forward_edited(feature, edits))
+                results.append(classifier.forward_edited(features, edits))
             (one, parts), (two, others) = results
             assert torch.allclose(one, two, atol=1e-5)
             for a, b in zip(parts[layer:], others[layer:], strict=True):
                 there = ~a.absent[0]
                 assert torch.allclose(a.tokens[:, :, there], b.tokens[:, :, there], atol=1e-4)
                 assert torch.allclose(a.feature, b.feature, atol=1e-4)
-            assert not torch.equal(one, classifier.forward_edited(feature, [])[0])
+            assert not torch.equal(one, classifier.forward_edited(features, [])[0])
 
 
 @torch.no_grad()
-def test_the_places_stay_and_nothing_is_made_of_what_is_absent(classifier, feature):
-    _, plain = classifier.forward_edited(feature, [])
+def test_the_places_stay_and_nothing_is_made_of_what_is_absent(classifier, features):
+    _, plain = classifier.forward_edited(features, [])
     count = plain[0].tokens.shape[2]
     for token in (0, count - 1):
         absent = none_absent(plain, 0)
         absent[0, token] = True
-        _, outputs = classifier.forward_edited(feature, [Edit(absent)])
+        _, outputs = classifier.forward_edited(features, [Edit(absent)])
         assert [out.tokens.shape for out in outputs] == [out.tokens.shape for out in plain]
         gone = [out.absent[0].nonzero().flatten().tolist() for out in outputs]
         dynamic = classifier.config.stage.dynamic
@@ -96,28 +96,30 @@ def test_the_places_stay_and_nothing_is_made_of_what_is_absent(classifier, featu
 
 
 @torch.no_grad()
-def test_rows_are_independent(classifier, feature):
+def test_rows_are_independent(classifier, features):
     """All tokens of a layer taken out in one batch, one a row, as one by one."""
-    _, plain = classifier.forward_edited(feature, [])
+    _, plain = classifier.forward_edited(features, [])
     count = plain[1].tokens.shape[2]
-    together, _ = classifier.forward_edited(feature.expand(count, -1, -1, -1), [None, Edit(torch.eye(count) > 0)])
+    together, _ = classifier.forward_edited(
+        [f.expand(count, -1, -1, -1) for f in features], [None, Edit(torch.eye(count) > 0)]
+    )
     for token in range(count):
-        alone, _ = classifier.forward_edited(feature, [None, Edit(torch.eye(count)[token : token + 1] > 0)])
+        alone, _ = classifier.forward_edited(features, [None, Edit(torch.eye(count)[token : token + 1] > 0)])
         assert torch.allclose(together[token], alone[0], rtol=1e-4, atol=1e-5)
 
 
 @torch.no_grad()
-def test_with_all_tokens_absent_the_classifier_says_its_bias(classifier, feature):
-    _, plain = classifier.forward_edited(feature, [])
+def test_with_all_tokens_absent_the_classifier_says_its_bias(classifier, features):
+    _, plain = classifier.forward_edited(features, [])
     last = Edit(~none_absent(plain, 2))
-    logits, outputs = classifier.forward_edited(feature, [None, None, last])
+    logits, outputs = classifier.forward_edited(features, [None, None, last])
     assert torch.allclose(logits[0], classifier.fc.bias)
     assert torch.isfinite(outputs[-1].tokens).all()
 
 
 @torch.no_grad()
-def test_gathering_with_the_tokenizers_own_maps_is_the_tokenizer(classifier, feature):
-    _, outputs = classifier.forward_edited(feature, [])
+def test_gathering_with_the_tokenizers_own_maps_is_the_tokenizer(classifier, features):
+    _, outputs = classifier.forward_edited(features, [])
     before = None
     for block, out in zip(classifier.stage.blocks, outputs, strict=True):
         tokenizer: Tokenizer = block.tokenizer
@@ -162,10 +164,10 @@ def test_masked_softmax():
     assert weights[1].tolist() == [0, 0, 0]
 
 
-def test_gradients_flow_through_replaced_tokens(classifier, feature):
-    _, plain = classifier.forward_edited(feature, [])
+def test_gradients_flow_through_replaced_tokens(classifier, features):
+    _, plain = classifier.forward_edited(features, [])
     tokens = plain[0].tokenizer.tokens.detach().requires_grad_()
-    logits, _ = classifier.forward_edited(feature, [Edit(tokens=tokens)])
+    logits, _ = classifier.forward_edited(features, [Edit(tokens=tokens)])
     (gradient,) = torch.autograd.grad(logits[0, 0], tokens)
     assert gradient.abs().max() > 0
     assert torch.isfinite(gradient).all()

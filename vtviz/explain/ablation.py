@@ -17,8 +17,11 @@ an average of the photo and not for where it looks.
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,10 +31,11 @@ from torch import Tensor
 from vtviz import geometry
 from vtviz.errors import ConfigError, did_you_mean
 from vtviz.explain.effects import AreaJudge, ClassJudge, Effects, plain
+from vtviz.explain.onward import Onward
+from vtviz.export import publish, staged
 from vtviz.images import ImageSource
 from vtviz.images import load as load_image
-from vtviz.models.visual_transformer import BlockOutput, Edit, Tokenizer
-from vtviz.models.vt_fpn import VTFPN
+from vtviz.models.visual_transformer import BlockOutput, Edit
 from vtviz.predictor import Predictor, inference
 from vtviz.tokens import check_index
 
@@ -93,6 +97,19 @@ class Ablation:
         watched = {"index": self.target, "label": self.classes[self.target], "probability": self.probability}
         return {**data, "target": watched, "top1": {"index": self.top1, "label": self.classes[self.top1]}}
 
+    def save(self, folder: str | os.PathLike[str]) -> dict[str, Path]:
+        """Write ``ablation.json``.
+
+        Returns:
+            File name -> path of the file written.
+
+        Raises:
+            DataError: where the disk refuses.
+        """
+        with staged(folder) as stage:
+            (stage / "ablation.json").write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
+            return publish(stage, folder, ("ablation.json",))
+
 
 def ablate(
     predictor: Predictor,
@@ -133,7 +150,7 @@ def ablate(
     rng = torch.Generator().manual_seed(seed)
     with inference(predictor.model, predictor.device):
         x = predictor.preprocessing.normalize(geometry.to_tensor(photo, fitted)[None].to(predictor.device))
-        run = _Run(predictor.model, x)
+        run = Onward(predictor.model, x)
         logits, outputs = run.forward([])
         judge: ClassJudge | AreaJudge
         if predictor.palette is None:
@@ -188,28 +205,8 @@ def mean_tokens(
     return [(each / len(images)).astype(np.float32) for each in total]
 
 
-class _Run:
-    """One image's backbone output, from which a model goes on with its tokens changed."""
-
-    def __init__(self, model: Any, x: Tensor) -> None:
-        self.model, self.size = model, x.shape[-2:]
-        features = model.backbone(x)
-        self.features = features if isinstance(model, VTFPN) else features[-1]
-
-    def forward(self, edits: Sequence[Edit | None], rows: int = 1) -> tuple[Tensor, list[BlockOutput]]:
-        if isinstance(self.model, VTFPN):
-            several = [f.expand(rows, -1, -1, -1) for f in self.features]
-            return self.model.forward_edited(several, edits, self.size)
-        return self.model.forward_edited(self.features.expand(rows, -1, -1, -1), edits)
-
-    def tokenizer(self, layer: int) -> Tokenizer:
-        if isinstance(self.model, VTFPN):
-            return self.model.neck.tokenizers[layer]  # type: ignore[index, return-value]
-        return self.model.stage.blocks[layer].tokenizer
-
-
 def _replacements(
-    run: _Run,
+    run: Onward,
     outputs: Sequence[BlockOutput],
     layer: int,
     mode: str,
@@ -238,7 +235,7 @@ def _replacements(
             other = maps.flatten(3)[..., shuffled].view_as(maps)
         else:
             other = centred_gaussian(maps.shape[-2], maps.shape[-1]).to(maps).expand_as(maps)
-        gathered = run.tokenizer(layer).gather(out.tokenizer.values, other, before).tokens
+        gathered = run.model.tokenizers[layer].gather(out.tokenizer.values, other, before).tokens
         for token in range(kept, count):
             yield token, Edit(tokens=_with_token(tokens, token, gathered[0, :, token]))
 

@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vtviz.explain.onward import Onward
 from vtviz.explain.target import Target
 from vtviz.geometry import interpolation
 from vtviz.models.visual_transformer import BlockOutput, Edit
@@ -73,24 +74,17 @@ class TokenSpace:
     """
 
     def __init__(self, model: Any, x: Tensor, target: Target) -> None:
-        self.model, self._target, self._size = model, target, x.shape[-2:]
+        self.model, self._target = model, target
         with torch.no_grad():
-            features = self.model.backbone(x)
-            self._features = features if isinstance(model, VTFPN) else features[-1:]
-            outputs = self._forward([], 1)[1]
+            self._onward = Onward(model, x)
+            outputs = self._onward.forward([])[1]
         self.tokens = [out.tokenizer.tokens for out in outputs]
         self.maps = _maps(outputs)
-
-    def _forward(self, edits: Sequence[Edit | None], rows: int) -> tuple[Tensor, list[BlockOutput]]:
-        features = [f.expand(rows, -1, -1, -1) for f in self._features]
-        if isinstance(self.model, VTFPN):
-            return self.model.forward_edited(features, edits, self._size)
-        return self.model.forward_edited(features[0], edits)
 
     def score(self, layers: range, tokens: Sequence[Tensor]) -> Tensor:
         """The score with these layers' tokens, each (N, C_T, L), in the place of their own: (N,)."""
         edits = [None] * layers.start + [Edit(tokens=t) for t in tokens]
-        return self._target.score(self._forward(edits, len(tokens[0]))[0])
+        return self._target.score(self._onward.forward(edits, len(tokens[0]))[0])
 
     def gradients(self, layers: range, tokens: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Of the score, at these tokens: for each layer (N, C_T, L)."""

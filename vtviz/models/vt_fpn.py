@@ -314,6 +314,11 @@ class VTFPN(Segmenter):
         logits = self.forward_head([level.feature for level in levels], x.shape[-2:])
         return (logits, levels) if return_maps else logits
 
+    @property
+    def tokenizers(self) -> list[Tokenizer]:
+        """Each level's tokenizer, finest first."""
+        return list(self.neck.tokenizers)  # type: ignore[arg-type]
+
     def forward_edited(
         self, features: Sequence[Tensor], edits: Sequence[Edit | None], size: Sequence[int]
     ) -> tuple[Tensor, list[BlockOutput]]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from vtviz.models.resnet import Classifier, ResNetBackbone, drop_path_rates, set_drop_path
-from vtviz.models.visual_transformer import BlockOutput, Edit, VTStage, VTStageConfig
+from vtviz.models.visual_transformer import BlockOutput, Edit, Tokenizer, VTStage, VTStageConfig
 
 
 @dataclass(frozen=True)
@@ -70,12 +70,25 @@ class VTResNet(Classifier):
             mean = (tokens * there).sum(dim=2) / there.sum(dim=2).clamp(min=1)
         return self.fc(self.dropout(mean))
 
-    def forward_edited(self, feature: Tensor, edits: Sequence[Edit | None]) -> tuple[Tensor, list[BlockOutput]]:
-        """Stage 4's output (N, C, H, W) -> logits and every block's output, with tokens changed on the way.
+    @property
+    def tokenizers(self) -> list[Tokenizer]:
+        """Each block's tokenizer."""
+        return [block.tokenizer for block in self.stage.blocks]  # type: ignore[misc]
 
-        ``edits``: one a block, of the first blocks where there are fewer.
+    def forward_edited(
+        self,
+        features: Sequence[Tensor],
+        edits: Sequence[Edit | None],
+        size: Sequence[int] = (),  # noqa: ARG002
+    ) -> tuple[Tensor, list[BlockOutput]]:
+        """Backbone outputs -> logits and every block's output, with tokens changed on the way.
+
+        Args:
+            features: of ``backbone``; the last one is read.
+            edits: one a block, of the first blocks where there are fewer.
+            size: of the image; only a segmentation model needs it.
         """
-        outputs = self.stage(feature, edits)
+        outputs = self.stage(features[-1], edits)
         return self.forward_head(outputs[-1].tokens, outputs[-1].absent), outputs
 
     def forward(self, x: Tensor, *, return_maps: bool = False) -> Tensor | tuple[Tensor, list[BlockOutput]]:
