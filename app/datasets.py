@@ -6,9 +6,9 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from vtviz.data.folder import IMAGE_SUFFIXES
 from vtviz.data.segmentation import find_layouts
 from vtviz.errors import ConfigError, DataError, did_you_mean
+from vtviz.suffixes import IMAGE_SUFFIXES
 
 DEPTH = 2
 """How far below the root data sets are looked for."""

@@ -16,7 +16,8 @@ from app.explore import message
 from app.shelf import Shelf
 from app.stops import Stops
 from vtviz.errors import ConfigError, ImageError, VtvizError
-from vtviz.footage import SUFFIXES, Footage, open_footage
+from vtviz.footage import Footage, open_footage
+from vtviz.suffixes import IMAGE_SUFFIXES
 from vtviz.video import FOLDER_FPS, KINDS, Film, write_film
 
 VIDEOS = (".mp4", ".mov", ".webm", ".mkv", ".avi")
@@ -156,7 +157,7 @@ class VideoTab:
                 files = gr.File(
                     label="A video, or several photos",
                     file_count="multiple",
-                    file_types=[*VIDEOS, *sorted(SUFFIXES)],
+                    file_types=[*VIDEOS, *sorted(IMAGE_SUFFIXES)],
                     height=150,
                     elem_id="video-files",
                 )
@@ -224,7 +225,7 @@ def gather(files: Any, folder: Path) -> Path:
     paths = [Path(str((file or {}).get("path") or "")) for file in files or ()]
     if not paths or not all(path.is_file() for path in paths):
         raise ImageError("choose a video or photos; what was uploaded an hour ago is gone")
-    videos = [path for path in paths if path.suffix.lower() not in SUFFIXES]
+    videos = [path for path in paths if path.suffix.lower() not in IMAGE_SUFFIXES]
     if videos and len(paths) > 1:
         raise ImageError(f"{videos[0].name} is no photo: choose one video, or photos alone")
     if videos:

@@ -10,7 +10,7 @@ import vtviz
 
 PACKAGE = Path(vtviz.__file__).parent
 ROOMS = (
-    ("errors",),
+    ("errors", "suffixes"),
     ("models",),
     ("images", "geometry", "card", "statistics", "scores", "hooks", "footage"),
     ("checkpoints",),

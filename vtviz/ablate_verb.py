@@ -4,14 +4,24 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vtviz.console import Crop, Device, Json, Size, find_images, print_json
-from vtviz.errors import ConfigError, DataError
+from vtviz.console import (
+    Crop,
+    Device,
+    Image,
+    Json,
+    Model,
+    Size,
+    counting,
+    find_class,
+    find_images,
+    open_model,
+    print_json,
+)
 
 if TYPE_CHECKING:
     from vtviz.explain.ablation import Ablation
@@ -21,11 +31,8 @@ REFERENCE_IMAGES = 64
 
 
 def ablate(
-    image: Annotated[str, typer.Argument(metavar="IMAGE", help="An image file.")],
-    model: Annotated[
-        str | None,
-        typer.Option("--model", "-m", metavar="M", help="As [bold]vtviz extract[/bold] takes it."),
-    ] = None,
+    image: Image,
+    model: Model = None,
     target: Annotated[
         str | None,
         typer.Option("--class", metavar="C", help="Watch this class, by name or index. [dim]\\[the first guess][/dim]"),
@@ -61,54 +68,34 @@ def ablate(
     from vtviz.data.segmentation import read_mask
     from vtviz.explain.ablation import ablate as run
     from vtviz.explain.ablation import mean_tokens
-    from vtviz.predictor import DEFAULT_MODEL, check_device, load_model
 
-    predictor = load_model(model or DEFAULT_MODEL, None if device is None else check_device(device))
+    predictor = open_model(model, device)
     modes = ["absent", "random", "gaussian"]
     means = None
     if reference:
         files = find_images(reference)[0]
         means = mean_tokens(predictor, [str(f) for f in files[:: max(1, len(files) // REFERENCE_IMAGES)]])
         modes.insert(1, "mean")
-    result = run(
-        predictor,
-        image,
-        target=None if target is None else find_class(target, predictor.classes),
-        modes=modes,
-        reference=means,
-        truth=None if mask is None else read_mask(mask),
-        draws=draws,
-        seed=seed,
-        size=size,
-        crop=crop,
-    )
+    with counting("Taking tokens out") as progress:
+        result = run(
+            predictor,
+            image,
+            target=None if target is None else find_class(target, predictor.classes),
+            modes=modes,
+            reference=means,
+            truth=None if mask is None else read_mask(mask),
+            draws=draws,
+            seed=seed,
+            size=size,
+            crop=crop,
+            progress=progress,
+        )
     if out is not None:
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-            (out / "ablation.json").write_text(json.dumps(result.to_dict(), indent=1) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise DataError(f"{out}: cannot write: {error.strerror or error}") from None
+        result.save(out)
     if as_json:
         print_json(result.to_dict())
     else:
         _print(result)
-
-
-def find_class(text: str, classes: tuple[str, ...]) -> int:
-    """A class by its name in any spelling, or by its index.
-
-    Raises:
-        ConfigError: for what is neither.
-    """
-    from vtviz.data.classes import plain_name
-    from vtviz.errors import did_you_mean
-
-    names = [plain_name(name) for name in classes]
-    if plain_name(text) in names:
-        return names.index(plain_name(text))
-    if text.isdecimal() and int(text) < len(classes):
-        return int(text)
-    raise ConfigError(f"the model has no class {text!r}{did_you_mean(text, classes)}")
 
 
 def _print(result: Ablation) -> None:

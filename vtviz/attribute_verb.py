@@ -9,18 +9,27 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vtviz.ablate_verb import find_class
-from vtviz.console import Crop, Device, Json, Size, counting, print_json
+from vtviz.console import (
+    Crop,
+    Device,
+    Image,
+    Json,
+    Model,
+    Size,
+    counting,
+    find_class,
+    name_files,
+    open_model,
+    print_json,
+)
 
 if TYPE_CHECKING:
     from vtviz.explain.attribution import Attributions
 
 
 def attribute(
-    image: Annotated[str, typer.Argument(metavar="IMAGE", help="An image file.")],
-    model: Annotated[
-        str | None, typer.Option("--model", "-m", metavar="M", help="As [bold]vtviz extract[/bold] takes it.")
-    ] = None,
+    image: Image,
+    model: Model = None,
     target: Annotated[
         str | None,
         typer.Option(
@@ -60,9 +69,8 @@ def attribute(
     """
     from vtviz.explain.attribution import attribute as run
     from vtviz.explain.attribution_picture import save_attributions
-    from vtviz.predictor import DEFAULT_MODEL, check_device, load_model
 
-    predictor = load_model(model or DEFAULT_MODEL, None if device is None else check_device(device))
+    predictor = open_model(model, device)
     with counting("Attributing") as progress:
         found = run(
             predictor,
@@ -76,8 +84,7 @@ def attribute(
         )
     written = {} if out is None else save_attributions(found, out)
     if as_json:
-        files = {"files": {name: str(path) for name, path in written.items()}} if written else {}
-        print_json(found.to_dict() | files)
+        print_json(found.to_dict() | name_files(written))
     else:
         _print(found)
         for path in written.values():

@@ -29,6 +29,7 @@ from vtviz.console import (
     complain,
     each_image,
     find_images,
+    open_model,
     parse_scale,
     print_json,
 )
@@ -142,12 +143,11 @@ def extract(
     vtviz extract cat.jpg --out out --model runs/mine --layers -1 --json
     """
     from vtviz.export import name_results, write_extraction
-    from vtviz.predictor import DEFAULT_MODEL, check_device, load_model
 
     limits, wanted = parse_scale(scale), _parse_layers(layers)
     found, failures = find_images(images)
     folders = dict(zip(found, map(out.joinpath, name_results(found)), strict=True))
-    predictor = load_model(model or DEFAULT_MODEL, None if device is None else check_device(device))
+    predictor = open_model(model, device)
 
     def work(path: Path) -> dict[str, Any]:
         maps = predictor.extract(path, layers=wanted, size=size, crop=crop)

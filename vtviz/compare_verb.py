@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vtviz.console import Crop, Device, Json, Out, Size, parse_scale, print_json
+from vtviz.console import Crop, Device, Json, Out, Size, open_model, parse_scale, print_json
 from vtviz.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -89,7 +89,6 @@ def _sides(
     images: list[str], models: list[str], epochs: str | None, size: int | None, crop: str | None, device: str | None
 ) -> tuple[Side, Side]:
     from vtviz.explain.compare import side_of_epoch, side_of_maps
-    from vtviz.predictor import DEFAULT_MODEL, check_device, load_model
 
     if epochs is not None:
         try:
@@ -106,8 +105,8 @@ def _sides(
             "compare takes one image and two --model, two images, or --model RUN and --epochs A,B; "
             f"got {len(images)} images and {len(models)} models"
         )
-    where = None if device is None else check_device(device)
-    predictors = [load_model(name, where) for name in models or [DEFAULT_MODEL]]
+    names: list[str | None] = [*models] or [None]
+    predictors = [open_model(name, device) for name in names]
     seen = [predictor.extract(image, size=size, crop=crop) for predictor in predictors for image in images]
     labels = [Path(named).name for named in (models if len(models) == 2 else images)]
     return side_of_maps(seen[0], labels[0]), side_of_maps(seen[1], labels[1])

@@ -6,23 +6,29 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from glob import iglob
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from vtviz.errors import ConfigError, ImageError
+from vtviz.suffixes import IMAGE_SUFFIXES
+
+if TYPE_CHECKING:
+    from vtviz.predictor import Predictor
 
 FAILED = 2
 """Exit code for anything that the user can put right."""
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
-"""What is taken from a folder; a file that is named itself may have any suffix."""
 
+Image = Annotated[str, typer.Argument(metavar="IMAGE", help="An image file.")]
 Images = Annotated[
     list[str], typer.Argument(metavar="IMAGE", help="Files, folders (the images right in them), or 'patterns*'.")
+]
+Model = Annotated[
+    str | None, typer.Option("--model", "-m", metavar="M", help="As [bold]vtviz extract[/bold] takes it.")
 ]
 Out = Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Where the results go.")]
 Size = Annotated[
@@ -46,6 +52,35 @@ def parse_scale(text: str) -> str | tuple[float, float]:
     return low, high
 
 
+def open_model(model: str | None, device: str | None) -> Predictor:
+    """The model that --model and --device name; without --model the default one.
+
+    Raises:
+        CheckpointError: where it is missing or damaged.
+        ConfigError: for a device that is not to be had here.
+    """
+    from vtviz.predictor import DEFAULT_MODEL, check_device, load_model
+
+    return load_model(model or DEFAULT_MODEL, None if device is None else check_device(device))
+
+
+def find_class(text: str, classes: Sequence[str]) -> int:
+    """A class by its name in any spelling, or by its index.
+
+    Raises:
+        ConfigError: for what is neither.
+    """
+    from vtviz.data.classes import plain_name
+    from vtviz.errors import did_you_mean
+
+    names = [plain_name(name) for name in classes]
+    if plain_name(text) in names:
+        return names.index(plain_name(text))
+    if text.isdecimal() and int(text) < len(classes):
+        return int(text)
+    raise ConfigError(f"the model has no class {text!r}{did_you_mean(text, classes)}")
+
+
 def complain(message: str) -> None:
     """One line on stderr."""
     typer.echo(f"error: {' '.join(message.split())}", err=True)
@@ -54,6 +89,11 @@ def complain(message: str) -> None:
 def print_json(data: Any) -> None:
     """JSON on stdout."""
     typer.echo(json.dumps(data, indent=1, ensure_ascii=False))
+
+
+def name_files(written: Mapping[str, Path]) -> dict[str, Any]:
+    """What a result's JSON says of the files that were written; nothing where there are none."""
+    return {"files": {name: str(path) for name, path in written.items()}} if written else {}
 
 
 def find_images(sources: Iterable[str]) -> tuple[list[Path], list[dict[str, str]]]:

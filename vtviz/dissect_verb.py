@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vtviz.console import Device, Json, Out, Size, counting, print_json
+from vtviz.console import Device, Json, Model, Out, Size, counting, open_model, print_json
 
 if TYPE_CHECKING:
     from vtviz.explain.atlas import Atlas
@@ -20,9 +20,7 @@ def dissect(
         Path, typer.Option(metavar="DIR", help="A folder of photos, class folders, or a set of images and masks.")
     ],
     out: Out,
-    model: Annotated[
-        str | None, typer.Option("--model", "-m", metavar="M", help="As [bold]vtviz extract[/bold] takes it.")
-    ] = None,
+    model: Model = None,
     masks: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="A set of images and masks, the same or another: which class is a token?"),
@@ -58,9 +56,8 @@ def dissect(
     from vtviz.explain.contact_sheet import contact_sheet
     from vtviz.explain.dissection import dissect as run
     from vtviz.export import publish, staged
-    from vtviz.predictor import DEFAULT_MODEL, check_device, load_model
 
-    predictor = load_model(model or DEFAULT_MODEL, None if device is None else check_device(device))
+    predictor = open_model(model, device)
     with counting("Dissecting") as progress:
         atlas = run(
             predictor,

@@ -9,7 +9,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vtviz.console import FAILED, Crop, Device, Json, Size, complain, counting, print_json
+from vtviz.console import (
+    FAILED,
+    Crop,
+    Device,
+    Json,
+    Model,
+    Size,
+    complain,
+    counting,
+    name_files,
+    open_model,
+    print_json,
+)
 from vtviz.train.verbs import restart_for_malloc
 
 if TYPE_CHECKING:
@@ -21,9 +33,7 @@ def faithfulness(
     data: Annotated[
         Path, typer.Option(metavar="DIR", help="A folder of photos, class folders, or a set of images and masks.")
     ],
-    model: Annotated[
-        str | None, typer.Option("--model", "-m", metavar="M", help="As [bold]vtviz extract[/bold] takes it.")
-    ] = None,
+    model: Model = None,
     split: Annotated[str, typer.Option(metavar="S", help="Part of the data that is looked at.")] = "val",
     n: Annotated[int, typer.Option("--n", metavar="N", help="So many images, spread evenly over the data.")] = 100,
     methods: Annotated[
@@ -63,10 +73,9 @@ def faithfulness(
     restart_for_malloc(device or "auto")
     from vtviz.data.photos import list_photos
     from vtviz.explain.faithfulness import measure_faithfulness, pick_images
-    from vtviz.predictor import DEFAULT_MODEL, check_device, load_model
 
     images = pick_images(list_photos(data, split), n, seed)
-    predictor = load_model(model or DEFAULT_MODEL, None if device is None else check_device(device))
+    predictor = open_model(model, device)
     with counting("Measuring") as progress:
         found = measure_faithfulness(
             predictor, images, methods or None, randomize=randomize, size=size, crop=crop, seed=seed, progress=progress
@@ -75,8 +84,7 @@ def faithfulness(
         complain(error)
     written = {} if out is None else found.save(out)
     if as_json:
-        files = {"files": {name: str(path) for name, path in written.items()}} if written else {}
-        print_json(found.to_dict() | files)
+        print_json(found.to_dict() | name_files(written))
     else:
         _print(found)
         for path in written.values():

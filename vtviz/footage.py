@@ -20,9 +20,8 @@ import numpy as np
 
 from vtviz import images
 from vtviz.errors import ImageError
+from vtviz.suffixes import IMAGE_SUFFIXES
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
-"""What is taken for a frame in a folder."""
 MAGIC = re.compile(rb"....ftyp|\x1a\x45\xdf\xa3|RIFF....AVI ", re.DOTALL)
 """First bytes of MP4 and MOV, of WebM and MKV, and of AVI."""
 
@@ -115,7 +114,9 @@ def open_footage(path: str | os.PathLike[str], limits: FootageLimits = LIMITS) -
     """
     path = Path(path).expanduser()
     if path.is_dir():
-        files = tuple(sorted((p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and p.is_file()), key=_natural))
+        files = tuple(
+            sorted((p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()), key=_natural)
+        )
         if not files:
             raise ImageError(f"{path}: no images in this folder")
         return Footage(path, files, None, len(files), limits)

@@ -9,18 +9,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vtviz.console import Crop, Device, Json, Size, print_json
+from vtviz.console import Crop, Device, Image, Json, Model, Size, name_files, open_model, print_json
 
 if TYPE_CHECKING:
     from vtviz.explain.lineage import Lineage
 
 
 def lineage(
-    image: Annotated[str, typer.Argument(metavar="IMAGE", help="An image file.")],
-    model: Annotated[
-        str | None,
-        typer.Option("--model", "-m", metavar="M", help="As [bold]vtviz extract[/bold] takes it."),
-    ] = None,
+    image: Image,
+    model: Model = None,
     size: Size = None,
     crop: Crop = None,
     device: Device = None,
@@ -46,15 +43,13 @@ def lineage(
     """
     from vtviz.explain.lineage import lineage as follow
     from vtviz.explain.lineage_picture import save_lineage
-    from vtviz.predictor import DEFAULT_MODEL, check_device, load_model
 
-    predictor = load_model(model or DEFAULT_MODEL, None if device is None else check_device(device))
+    predictor = open_model(model, device)
     maps = predictor.extract(image, size=size, crop=crop)
     result = follow(maps)
     written = {} if out is None else save_lineage(maps, result, out)
     if as_json:
-        files = {"files": {name: str(path) for name, path in written.items()}} if written else {}
-        print_json({"image": maps.source, "model": maps.model} | result.to_dict() | files)
+        print_json({"image": maps.source, "model": maps.model} | result.to_dict() | name_files(written))
     else:
         for line in _sentences(result):
             typer.echo(line)

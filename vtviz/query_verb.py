@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vtviz.console import Crop, Device, Json, Size, print_json
+from vtviz.console import Crop, Device, Image, Json, Model, Size, name_files, open_model, print_json
 from vtviz.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -17,17 +17,14 @@ if TYPE_CHECKING:
 
 
 def query(
-    image: Annotated[str, typer.Argument(metavar="IMAGE", help="An image file.")],
+    image: Image,
     at: Annotated[
         str | None, typer.Option(metavar="X,Y", help="A pixel of the image, from 0,0 in the upper left corner.")
     ] = None,
     box: Annotated[
         str | None, typer.Option(metavar="X0,Y0,X1,Y1", help="A region in its place, X1 and Y1 excluded.")
     ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option("--model", "-m", metavar="M", help="As [bold]vtviz extract[/bold] takes it."),
-    ] = None,
+    model: Model = None,
     size: Size = None,
     crop: Crop = None,
     device: Device = None,
@@ -48,18 +45,16 @@ def query(
     """
     from vtviz.explain.query import query as ask
     from vtviz.explain.query_picture import save_query
-    from vtviz.predictor import DEFAULT_MODEL, check_device, load_model
 
     place: dict[str, Any] = {"at": _numbers("--at", at, "120,80"), "box": _numbers("--box", box, "0,0,120,80")}
     if (at is None) == (box is None):
         raise ConfigError("a query needs either --at X,Y or --box X0,Y0,X1,Y1")
-    predictor = load_model(model or DEFAULT_MODEL, None if device is None else check_device(device))
+    predictor = open_model(model, device)
     maps = predictor.extract(image, size=size, crop=crop)
     result = ask(maps, **place)
     written = {} if out is None else save_query(maps, result, out)
     if as_json:
-        files = {"files": {name: str(path) for name, path in written.items()}} if written else {}
-        print_json(result.to_dict() | files)
+        print_json(result.to_dict() | name_files(written))
     else:
         for layer in result.layers:
             typer.echo(_sentence(layer))

@@ -10,17 +10,14 @@ from typing import Annotated, Any
 
 import typer
 
-from vtviz.console import Crop, Device, Json, Out, Size, print_json
+from vtviz.console import Crop, Device, Image, Json, Model, Out, Size, open_model, print_json
 from vtviz.errors import DataError
 
 
 def report(
-    image: Annotated[str, typer.Argument(metavar="IMAGE", help="An image file.")],
+    image: Image,
     out: Out,
-    model: Annotated[
-        str | None,
-        typer.Option("--model", "-m", metavar="M", help="As [bold]vtviz extract[/bold] takes it."),
-    ] = None,
+    model: Model = None,
     add: Annotated[
         list[Path] | None,
         typer.Option(
@@ -53,14 +50,13 @@ def report(
     from vtviz.html_report import Section
     from vtviz.html_report import report as write
     from vtviz.images import load
-    from vtviz.predictor import DEFAULT_MODEL, check_device, load_model
 
     sections = []
     for path in add or ():
         picture = path.with_suffix(".png")
         pictures = [load(picture)] if picture.is_file() else []
         sections.append(Section(path.stem.replace("_", " ").capitalize(), _read(path), pictures=pictures))
-    predictor = load_model(model or DEFAULT_MODEL, None if device is None else check_device(device))
+    predictor = open_model(model, device)
     maps = predictor.extract(image, size=size, crop=crop)
     written = write(maps, out, card=predictor.card, sections=sections, pack=pack)
     if as_json:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from vtviz.console import Crop, Device, Images, Json, Out, Size, each_image, find_images
+from vtviz.console import Crop, Device, Images, Json, Out, Size, each_image, find_images, open_model
 from vtviz.errors import ConfigError
 
 
@@ -50,7 +50,7 @@ def segment(
     vtviz segment photos/ 'more/**/*.png' --out out --size 448 --json
     """
     from vtviz.export import name_results, segmentation_files, write_segmentation
-    from vtviz.predictor import DEFAULT_SEGMENTER, check_device, load_model
+    from vtviz.predictor import DEFAULT_SEGMENTER
 
     found, failures = find_images(images)
     names = dict(zip(found, name_results(found, "_overlay"), strict=True))
@@ -58,7 +58,7 @@ def segment(
     for target in (out / file for name in names.values() for file in segmentation_files(name)):
         if target.resolve() in inputs:
             raise ConfigError(f"{target} is one of the images and would be lost: choose another --out")
-    predictor = load_model(model or DEFAULT_SEGMENTER, None if device is None else check_device(device))
+    predictor = open_model(model or DEFAULT_SEGMENTER, device)
 
     def work(path: Path) -> dict[str, Any]:
         segmentation = predictor.segment(path, size=size, crop=crop)

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from vtviz.console import Crop, Device, Json, Out, Size, counting, parse_scale, print_json
+from vtviz.console import Crop, Device, Json, Model, Out, Size, counting, open_model, parse_scale, print_json
 from vtviz.errors import ConfigError
 
 
@@ -18,9 +18,7 @@ def video(
         str, typer.Argument(metavar="SOURCE", help="A video file (MP4, MOV, WebM, MKV, AVI) or a folder of frames.")
     ],
     out: Out,
-    model: Annotated[
-        str | None, typer.Option("--model", "-m", metavar="M", help="As [bold]vtviz extract[/bold] takes it.")
-    ] = None,
+    model: Model = None,
     layer: Annotated[int, typer.Option(metavar="N", help="From 0, negative from the end.")] = 0,
     tokens: Annotated[str | None, typer.Option(metavar="0,3,5", help="Of that layer. [dim]\\[all][/dim]")] = None,
     every: Annotated[int, typer.Option(metavar="N", help="Look at one frame of N.")] = 1,
@@ -54,7 +52,6 @@ def video(
     vtviz video frames/ --model vt_fpn_resnet18_camvid --layer 2 --tokens 0,4 --format webp --out out
     """
     from vtviz.export import name_results
-    from vtviz.predictor import DEFAULT_MODEL, check_device, load_model
     from vtviz.video import write_film
 
     try:
@@ -65,7 +62,7 @@ def video(
     (name,) = name_results([Path(source).resolve()])
     if (out / f"{name}.{kind}").resolve() == Path(source).resolve():
         raise ConfigError(f"{source} would be lost: choose another --out")
-    predictor = load_model(model or DEFAULT_MODEL, None if device is None else check_device(device))
+    predictor = open_model(model, device)
     with counting("Filming") as progress:
         film = write_film(
             predictor,

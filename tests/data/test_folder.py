@@ -126,8 +126,8 @@ def test_class_names_from_a_file(tmp_path):
 
 
 def test_every_suffix_that_is_listed_can_be_read(tmp_path, chelsea):
-    from vtviz.data.folder import IMAGE_SUFFIXES
     from vtviz.images import load
+    from vtviz.suffixes import IMAGE_SUFFIXES
 
     for suffix in IMAGE_SUFFIXES:
         Image.fromarray(chelsea[:8, :8]).save(tmp_path / f"x{suffix}")

@@ -11,8 +11,8 @@ import numpy as np
 from vtviz.data import imagenet
 from vtviz.data.classes import plain_name
 from vtviz.errors import DataError, did_you_mean
+from vtviz.suffixes import IMAGE_SUFFIXES
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 VAL_FRACTION = 0.1
 """Share of each class that becomes "val" where a folder has no splits of its own."""
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vtviz.data.folder import IMAGE_SUFFIXES, open_folder
+from vtviz.data.folder import open_folder
 from vtviz.data.segmentation import find_layouts, open_segmentation
 from vtviz.errors import DataError
+from vtviz.suffixes import IMAGE_SUFFIXES
 
 
 def list_photos(root: str | Path, split: str = "val") -> tuple[Path, ...]:

@@ -40,8 +40,8 @@ from vtviz.data.classes import (
     match_classes,
     mirror_pairs,
 )
-from vtviz.data.folder import IMAGE_SUFFIXES
 from vtviz.errors import DataError, ImageError, did_you_mean
+from vtviz.suffixes import IMAGE_SUFFIXES
 
 IGNORE = 255
 """The mask value of pixels that count neither in training nor in scores."""

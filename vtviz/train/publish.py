@@ -7,13 +7,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from vtviz import checkpoints
 from vtviz.card import Card
 from vtviz.data.segmentation import open_segmentation
-from vtviz.explain.dissection import best_token
-from vtviz.models.registry import model_from_config
+from vtviz.explain.dissection import best_token, untrained_twin
 from vtviz.predictor import Predictor, load_model
 from vtviz.train.evaluation import evaluate_classifier
 from vtviz.train.segmenter_evaluation import evaluate_segmenter
@@ -56,14 +53,9 @@ def publish_classifier(
         CheckpointError, DataError, ConfigError: in one line.
     """
     target = Path(target)
-    model, card = checkpoints.load(run)
-    name = target.stem
-    # what is scored is what is shipped: float16 weights, loaded through the gate
-    data_said = {**card.data, "terms": terms or card.data.get("terms", "")}
-    card = replace(card, name=name, licence=licence or card.licence, data=data_said, accuracy={})
-    card = checkpoints.save(target, model, card)
+    card = _write_unscored(run, target, licence, terms)
     predictor = load_model(target, "cpu")
-    say(f"scoring {name} on {data}")
+    say(f"scoring {target.stem} on {data}")
     main = evaluate_classifier(predictor, data, split=split)
     accuracy: dict[str, Any] = {
         "top1": main.top1,
@@ -105,10 +97,7 @@ def publish_segmenter(
         CheckpointError, DataError, ConfigError: in one line.
     """
     target = Path(target)
-    model, card = checkpoints.load(run)
-    data_said = {**card.data, "terms": terms or card.data.get("terms", "")}
-    card = replace(card, name=target.stem, licence=licence or card.licence, data=data_said, accuracy={})
-    card = checkpoints.save(target, model, card)
+    card = _write_unscored(run, target, licence, terms)
     predictor = load_model(target, "cpu")
     say(f"scoring {target.stem} on {data}")
     scored = evaluate_segmenter(predictor, data, split=split)
@@ -119,6 +108,14 @@ def publish_segmenter(
     return checkpoints.save(target, predictor.model, replace(card, accuracy=accuracy, tokens=tokens, notes=notes))
 
 
+def _write_unscored(run: str | Path, target: Path, licence: str, terms: str) -> Card:
+    """Write a run's weights as they are shipped, float16, so that what is scored is loaded through the gate."""
+    model, card = checkpoints.load(run)
+    data = {**card.data, "terms": terms or card.data.get("terms", "")}
+    named = replace(card, name=target.stem, licence=licence or card.licence, data=data, accuracy={})
+    return checkpoints.save(target, model, named)
+
+
 def person_overlap(predictor: Predictor, masks: str | Path) -> dict[str, Any]:
     """The static token that covers people best, chosen on "train" and scored on "val", beside an untrained model's.
 
@@ -126,12 +123,6 @@ def person_overlap(predictor: Predictor, masks: str | Path) -> dict[str, Any]:
     """
     choosing, scoring = open_segmentation(masks, "train"), open_segmentation(masks, "val")
     person = range(1, len(choosing.classes))
-    card = predictor.card
-    if card is None:
-        raise ValueError("a predictor without a card cannot be compared with its untrained twin")
-    torch.manual_seed(0)
-    twin = Predictor(
-        model_from_config(card.model, card.config).eval(), classes=card.classes, preprocessing=card.preprocessing
-    )
-    trained, untrained = (best_token(p, choosing, scoring, person, limit=CHOOSING_IMAGES) for p in (predictor, twin))
+    pair = predictor, untrained_twin(predictor)
+    trained, untrained = (best_token(p, choosing, scoring, person, limit=CHOOSING_IMAGES) for p in pair)
     return {**asdict(trained), "untrained_iou": untrained.iou, "data": Path(masks).name}
