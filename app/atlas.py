@@ -18,9 +18,10 @@ import numpy as np
 from app.datasets import DataRoot, has_masks, has_photos
 from app.explore import KEEP_SECONDS, MODEL_CALLS, message
 from app.shelf import Shelf
+from app.shown import hidden
 from app.stops import Stops
 from vtviz import images
-from vtviz.errors import CheckpointError, ConfigError, ImageError, VtvizError
+from vtviz.errors import ConfigError, ImageError, VtvizError
 from vtviz.explain.atlas import Atlas, LayerAtlas, mean_of_pairs
 from vtviz.explain.atlas_file import SUFFIX, find_atlas, load_atlas, save_atlas
 from vtviz.explain.dissection import dissect
@@ -89,10 +90,8 @@ class AtlasTab:
         path = find_atlas(source)
         if not path.is_file():
             raise ConfigError(NO_ATLAS.format(model=model, file=path.name))
-        try:
+        with hidden(path):
             atlas = load_atlas(source)
-        except CheckpointError as error:
-            raise CheckpointError(str(error).replace(f"{path.parent}/", "")) from None
         return Opened(atlas, model, self.copy_of(atlas))
 
     def copy_of(self, atlas: Atlas) -> str | None:

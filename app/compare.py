@@ -15,10 +15,10 @@ import numpy as np
 
 from app.examples import load_examples
 from app.explore import MODEL_CALLS, message
-from app.payload import encode_array, encode_photo
+from app.payload import encode_array, encode_photo, encode_statistics
 from app.shelf import Shelf
-from vtviz import images
-from vtviz.errors import ConfigError, ImageError, VtvizError, did_you_mean
+from app.shown import open_example, open_upload, path_of
+from vtviz.errors import ConfigError, VtvizError
 from vtviz.explain.compare import Comparison, Side, SideLayer, compare, list_epochs, side_of_epoch, side_of_maps
 from vtviz.render import COLORMAPS, value_range
 from vtviz.statistics import map_statistics
@@ -112,8 +112,8 @@ class CompareTab:
         photo both models look at the first.
         """
         try:
-            image = open_upload(photo)
-            other = image if second_photo is None else open_upload(second_photo)
+            image = open_upload(path_of(photo))
+            other = image if second_photo is None else open_upload(path_of(second_photo))
             return compare(self.look(model, image).side, self.look(second_model, other).side).to_dict()
         except VtvizError as error:
             raise gr.Error(escape(str(error)), print_exception=False) from None
@@ -209,23 +209,9 @@ def offer_upload(file: Any, shown: Sequence[tuple[str, str]]) -> Any:
 
 def open_choice(photo: Any, upload: Any) -> np.ndarray:
     """The photo of a choice, (H, W, 3) uint8 RGB. Raises VtvizError."""
-    examples = load_examples()
     if str(photo).startswith(UPLOAD):
-        return open_upload(upload)
-    if photo not in examples:
-        raise ConfigError(f"there is no example {str(photo)[:80]!r}{did_you_mean(str(photo), examples)}")
-    return examples[photo].image
-
-
-def open_upload(file: Any) -> np.ndarray:
-    """An uploaded photo, (H, W, 3) uint8 RGB. Raises ImageError, which does not tell where it lies."""
-    path = Path(str((file or {}).get("path") or ""))
-    if not path.is_file():
-        raise ImageError("this photo is no longer on the server; choose it again")
-    try:
-        return images.load(path)
-    except ImageError as error:
-        raise ImageError(str(error).replace(f"{path.parent}/", "")) from None
+        return open_upload(path_of(upload))
+    return open_example(str(photo))
 
 
 def describe(sides: Sequence[Looked], comparison: Comparison) -> dict[str, Any]:
@@ -266,9 +252,7 @@ def _encode_layer(layer: SideLayer) -> dict[str, Any]:
     """As :mod:`app.payload` has it, for maps of one head; ``error`` is not known of an epoch, and not shown here."""
     values = layer.values.astype(np.float32)
     maps = values / np.float32(values[0].size)
-    found = map_statistics(maps)
-    columns = zip(found.token_peak, found.token_entropy_normalized, found.token_top10, strict=True)
-    tokens = [{"peak": float(p), "entropy": float(e), "top10": float(t)} for p, e, t in columns]
+    found = encode_statistics(map_statistics(maps))
     return {
         "name": layer.name,
         "stride": layer.stride,
@@ -276,7 +260,7 @@ def _encode_layer(layer: SideLayer) -> dict[str, Any]:
         "kept": 0,
         "error": 0.0,
         "coefficients": encode_array(maps),
-        "statistics": [found.summary() | {"tokens": tokens}] * 2,
+        "statistics": [found] * 2,
         "attention": None,
         "projector": None,
     }

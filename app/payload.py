@@ -215,13 +215,14 @@ def _encode_layer(layer: LayerMaps) -> dict[str, Any]:
         "kept": layer.kept,
         "error": layer.error,
         "coefficients": encode_array(layer.coefficients),
-        "statistics": [_encode_statistics(each) for each in statistics],
+        "statistics": [encode_statistics(each) for each in statistics],
         "attention": encode_shares(layer.attention),
         "projector": encode_shares(None if layer.projector is None else layer.projector.mean(axis=0)),
     }
 
 
-def _encode_statistics(values: LayerStatistics) -> dict[str, Any]:
+def encode_statistics(values: LayerStatistics) -> dict[str, Any]:
+    """A layer's statistics and those of each of its tokens."""
     columns = zip(values.token_peak, values.token_entropy_normalized, values.token_top10, strict=True)
     return values.summary() | {
         "tokens": [{"peak": float(p), "entropy": float(e), "top10": float(t)} for p, e, t in columns]

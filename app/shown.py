@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ import numpy as np
 from app.examples import load_examples
 from vtviz import images
 from vtviz.data.segmentation import IGNORE, read_mask
-from vtviz.errors import ConfigError, DataError, ImageError, did_you_mean
+from vtviz.errors import ConfigError, DataError, ImageError, VtvizError, did_you_mean
 
 VIEWS = {"Whole photo": None, "Centre 224 px, as in the paper": "center"}
 """What is shown -> ``crop`` of :meth:`vtviz.Predictor.extract`."""
@@ -57,26 +59,43 @@ def crop_of(shown: Shown) -> str | None:
 
 def open_photo(shown: Shown) -> np.ndarray:
     """The photo, (H, W, 3) uint8 RGB. Raises ImageError, which names an upload but does not tell where it lies."""
-    if not shown.uploaded:
-        examples = load_examples()
-        if shown.photo not in examples:
-            raise ConfigError(f"there is no example {shown.photo!r}{did_you_mean(shown.photo, examples)}")
-        return examples[shown.photo].image
-    path = Path(shown.photo)
+    return open_upload(Path(shown.photo)) if shown.uploaded else open_example(shown.photo)
+
+
+def open_example(key: str) -> np.ndarray:
+    """An example's photo, (H, W, 3) uint8 RGB. Raises ConfigError for one that there is not."""
+    examples = load_examples()
+    if key not in examples:
+        raise ConfigError(f"there is no example {key[:80]!r}{did_you_mean(key, examples)}")
+    return examples[key].image
+
+
+def path_of(file: Any) -> Path:
+    """Where Gradio keeps an uploaded file, which it has checked to be one; no file's path for anything else."""
+    return Path(str((file or {}).get("path") or ""))
+
+
+def open_upload(path: Path) -> np.ndarray:
+    """An uploaded photo, (H, W, 3) uint8 RGB. Raises ImageError, which does not tell where it lies."""
     if not path.is_file():
         raise ImageError(EXPIRED)
-    try:
+    with hidden(path):
         return images.load(path)
-    except ImageError as error:
-        raise ImageError(str(error).replace(str(path.parent) + "/", "")) from None
+
+
+@contextmanager
+def hidden(path: Path) -> Iterator[None]:
+    """Errors from here do not tell where a file or folder lies on the server."""
+    try:
+        yield
+    except VtvizError as error:
+        raise type(error)(str(error).replace(f"{path}/", "").replace(f"{path.parent}/", "")) from None
 
 
 def open_truth(path: Path, shape: tuple[int, ...], num_classes: int) -> np.ndarray:
     """An uploaded mask, (H, W) = ``shape`` uint8. Raises DataError, which does not tell where it lies."""
-    try:
+    with hidden(path):
         mask = read_mask(path)
-    except DataError as error:
-        raise DataError(str(error).replace(str(path.parent) + "/", "")) from None
     if mask.shape != shape:
         size, photo = (f"{width} x {height}" for height, width in (mask.shape, shape))
         raise DataError(f"{path.name} has {size} pixels, but the photo has {photo}; a mask needs the photo's own size")

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ import gradio as gr
 
 from app.explore import message
 from app.shelf import Shelf
+from app.shown import hidden, path_of
 from app.stops import Stops
 from vtviz.errors import ConfigError, ImageError, VtvizError
 from vtviz.footage import Footage, open_footage
@@ -222,7 +221,7 @@ def gather(files: Any, folder: Path) -> Path:
     Raises:
         ImageError: where there is nothing, or a video among others.
     """
-    paths = [Path(str((file or {}).get("path") or "")) for file in files or ()]
+    paths = [path_of(file) for file in files or ()]
     if not paths or not all(path.is_file() for path in paths):
         raise ImageError("choose a video or photos; what was uploaded an hour ago is gone")
     videos = [path for path in paths if path.suffix.lower() not in IMAGE_SUFFIXES]
@@ -236,15 +235,6 @@ def gather(files: Any, folder: Path) -> Path:
         name = path.name if not (photos / path.name).exists() else f"{path.stem}~{number}{path.suffix}"
         (photos / name).symlink_to(path)
     return photos
-
-
-@contextmanager
-def hidden(source: Path) -> Iterator[None]:
-    """Errors from here do not tell where the footage lies on the server."""
-    try:
-        yield
-    except VtvizError as error:
-        raise type(error)(str(error).replace(f"{source}/", "").replace(f"{source.parent}/", "")) from None
 
 
 def describe_footage(footage: Footage, every: int, frames: int) -> str:

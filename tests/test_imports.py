@@ -22,10 +22,10 @@ ROOMS = (
     ("export", "video"),
     ("explain",),
     ("html_report",),
+    ("console",),
     ("train",),
     (
         "cli",
-        "console",
         "segment_verb",
         "ablate_verb",
         "attribute_verb",

@@ -178,21 +178,32 @@ def each_image(
 
 
 @contextmanager
-def counting(doing: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar on stderr, where that is a terminal.
-
-    Args:
-        doing: what it says.
+def reporting() -> Iterator[Callable[[str, int, int | None], None]]:
+    """Progress bars on stderr, where that is a terminal.
 
     Yields:
-        What to call with (done, in all).
+        What to call with (what is done, done, in all or None where nobody knows yet).
     """
     from rich.console import Console
-    from rich.progress import Progress
+    from rich.progress import Progress, TaskID
 
     console = Console(stderr=True)
     with Progress(
         *Progress.get_default_columns(), console=console, transient=True, disable=not console.is_terminal
     ) as bar:
-        task = bar.add_task(doing, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+        tasks: dict[str, TaskID] = {}
+
+        def report(what: str, done: int, total: int | None) -> None:
+            if what not in tasks:
+                tasks[what] = bar.add_task(what.capitalize(), total=total)
+            bar.update(tasks[what], completed=done, total=total)
+
+        yield report
+
+
+@contextmanager
+def counting(doing: str) -> Iterator[Callable[[int, int], None]]:
+    """One progress bar, for what is called with (done, in all); ``doing`` is what it says."""
+    with reporting() as report:
+        report(doing, 0, None)
+        yield lambda done, total: report(doing, done, total)

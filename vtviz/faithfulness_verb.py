@@ -62,7 +62,7 @@ def faithfulness(
     - [bold]insertion[/bold]: the same as they come back into the blurred image; higher is better.
     - [bold]random weights[/bold]: rank correlation with the map of the same network untrained; 0 is right.
 
-    With 95 % intervals over the images. 100 images at 224 px take about a quarter of an hour on two cores.
+    With 95 % intervals over the images. It takes minutes: try it with a few images first.
 
     [bold]Examples[/bold]
 

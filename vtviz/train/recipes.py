@@ -256,7 +256,7 @@ RECIPES: dict[str, Recipe] = {
     "imagenet_paper": _PAPER,
     # the paper's ablations (Sec. 5.2): 90 epochs; it says of no other change
     "imagenet_ablation": replace(_PAPER, epochs=90),
-    # a segmentation model from a classifier's backbone on a 2-core machine, a minute an epoch
+    # a segmentation model from a classifier's backbone on a 2-core machine
     "segment_small": SegmentationRecipe(
         epochs=40,
         layer_decay=0.8,

@@ -5,13 +5,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from vtviz.console import reporting
 from vtviz.errors import ConfigError
 from vtviz.train.verbs import Device, restart_for_malloc
 
@@ -66,7 +65,7 @@ def evaluate(
     predictor = load_model(model, pick_device(device))
     shared: dict[str, Any] = {"split": split, "size": size, "limit": limit}
     result: Evaluation | SegmentationEvaluation
-    with _progress() as report:
+    with reporting() as report:
         if predictor.palette is not None:
             if crop is not None:
                 raise ConfigError("--crop is for classifiers: a mask is scored as a whole")
@@ -117,23 +116,3 @@ def publish(
     else:
         card = publish_classifier(run, out, data, sizes=pixels, also=also or (), masks=masks, **said)
     typer.echo(json.dumps({"accuracy": card.accuracy, "tokens": card.tokens}, indent=1))
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[str, int, int], None]]:
-    """A bar on stderr for (what, done, total)."""
-    from rich.console import Console
-    from rich.progress import Progress
-
-    console = Console(stderr=True)
-    with Progress(
-        *Progress.get_default_columns(), console=console, transient=True, disable=not console.is_terminal
-    ) as bar:
-        tasks: dict[str, Any] = {}
-
-        def report(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = bar.add_task(what.capitalize(), total=total)
-            bar.update(tasks[what], completed=done)
-
-        yield report

@@ -11,7 +11,7 @@ import numpy as np
 
 from vtviz import scores
 from vtviz.data.classes import mirror_pairs
-from vtviz.data.segmentation import SegmentationDataset, open_segmentation
+from vtviz.data.segmentation import open_segmentation
 from vtviz.errors import ConfigError
 from vtviz.predictor import Predictor, load_model
 from vtviz.segmentation import from_maps
@@ -143,7 +143,27 @@ def evaluate_segmenter(
             counts.append(scores.confusion(labels, truth, len(predictor.classes)))
             boundaries.append(scores.boundary_f(labels, truth, len(predictor.classes)))
         progress("scoring", len(counts), len(images))
-    return _summary(predictor, images, np.stack(counts), boundaries, statistics, data, split, size, flip, scales)
+    total = np.sum(counts, axis=0)
+    share = total.sum(axis=1) / max(1, total.sum())
+    return SegmentationEvaluation(
+        model=predictor.name,
+        data=Path(data).resolve().name,
+        split=split,
+        size=size,
+        flip=flip,
+        scales=tuple(float(scale) for scale in scales),
+        n=len(images),
+        miou=float(scores.mean_iou(total)),
+        interval=scores.bootstrap_interval(np.stack(counts)),
+        pixel_accuracy=scores.pixel_accuracy(total),
+        mean_accuracy=scores.mean_accuracy(total),
+        boundary_f=float(np.nanmean(boundaries)) if not np.all(np.isnan(boundaries)) else 0.0,
+        tokens={name: summarize(each) for name, each in zip(predictor.layer_names, statistics, strict=False) if each},
+        per_class=tuple(
+            ClassIoU(name, float(s), None if np.isnan(value) else float(value))
+            for name, s, value in zip(predictor.classes, share, scores.iou(total), strict=True)
+        ),
+    )
 
 
 def _segment(
@@ -173,38 +193,3 @@ def _average(predictor: Predictor, photos: list[np.ndarray], views: Sequence[tup
             total += probabilities[order, :, ::-1] if mirrored else probabilities
         labels.append(total.argmax(axis=0).astype(np.uint8))
     return labels
-
-
-def _summary(
-    predictor: Predictor,
-    images: SegmentationDataset,
-    counts: np.ndarray,
-    boundaries: Sequence[float],
-    statistics: list[list[LayerStatistics]],
-    data: str | Path,
-    split: str,
-    size: int,
-    flip: bool,
-    scales: Sequence[float],
-) -> SegmentationEvaluation:
-    total = counts.sum(axis=0)
-    share = total.sum(axis=1) / max(1, total.sum())
-    return SegmentationEvaluation(
-        model=predictor.name,
-        data=Path(data).resolve().name,
-        split=split,
-        size=size,
-        flip=flip,
-        scales=tuple(float(scale) for scale in scales),
-        n=len(images),
-        miou=float(scores.mean_iou(total)),
-        interval=scores.bootstrap_interval(counts),
-        pixel_accuracy=scores.pixel_accuracy(total),
-        mean_accuracy=scores.mean_accuracy(total),
-        boundary_f=float(np.nanmean(boundaries)) if not np.all(np.isnan(boundaries)) else 0.0,
-        tokens={name: summarize(each) for name, each in zip(predictor.layer_names, statistics, strict=False) if each},
-        per_class=tuple(
-            ClassIoU(name, float(s), None if np.isnan(value) else float(value))
-            for name, s, value in zip(predictor.classes, share, scores.iou(total), strict=True)
-        ),
-    )
