@@ -5,7 +5,7 @@ UV := $(shell command -v uv 2>/dev/null)
 
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: help app test slow lint format figures tables clean
+.PHONY: help app test slow lint format figures tables licences lock audit clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -36,8 +36,23 @@ tables: .venv/ready  ## write the README's table of models and that of the ablat
 	$(BIN)/python docs/models.py
 	$(BIN)/python docs/ablations.py
 
+licences: .venv/ready  ## list the licences of what requirements.txt brings anew
+	$(BIN)/python docs/licences.py
+
+lock:  ## choose the newest versions within requirements.txt for requirements.lock (needs uv)
+	@{ echo '# What requirements.txt brings on Linux, x86-64, Python 3.11: versions, and hashes of their files. Written by'; \
+	  echo '# `make lock` (uv pip compile). Exactly these: pip install --require-hashes -r requirements.lock'; \
+	  uv pip compile --quiet --upgrade --generate-hashes --no-header --no-annotate --python-version 3.11 \
+	    --python-platform x86_64-manylinux_2_28 requirements.txt; } > .requirements.lock
+	@mv .requirements.lock requirements.lock
+
+audit:  ## ask for known flaws of the versions in requirements.lock (needs a network)
+	$(PYTHON) -m venv .audit
+	.audit/bin/pip install --quiet pip-audit
+	.audit/bin/pip-audit --strict --disable-pip --require-hashes --requirement requirements.lock
+
 clean:  ## remove what was built, .venv too
-	rm -rf .venv .*_cache .hypothesis .gradio build dist *.egg-info out
+	rm -rf .venv .audit .*_cache .hypothesis .gradio build dist *.egg-info out
 
 .venv/ready: $(wildcard requirements*.txt)
 ifdef UV

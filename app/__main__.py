@@ -4,24 +4,90 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import ipaddress
 import os
+import socket
 import sys
+from pathlib import Path
+from typing import NoReturn
 
-from vtviz.errors import VtvizError
+import typer
+
+from app.armour import is_loopback
+from vtviz.console import complain, named_path, output_folder
+from vtviz.errors import VtvizError, did_you_mean
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Serve the page until interrupted; 2 and one line on a wrong option."""
-    parser = argparse.ArgumentParser(prog="app.py", description="See what each visual token looks at, in the browser.")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s, this machine)")
-    parser.add_argument("--port", type=int, default=7860, help="port to listen on (default: %(default)s)")
-    parser.add_argument("--model", metavar="NAME|PATH", help="a checkpoint, or a run's folder, to open first")
-    parser.add_argument("--device", help="where models run: cpu, cuda, cuda:1 (default: cuda where there is one)")
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Leave with exit code 2."""
+        complain(f"{message}; see python app.py --help")
+        self.exit(2)
+
+
+def some(text: str) -> str:
+    """A value that is there; an empty one is what a shell variable that is not set would give."""
+    if not text.strip() or "\0" in text:
+        raise argparse.ArgumentTypeError("it is empty: give a value, or leave the option out")
+    return text
+
+
+def folder(text: str) -> Path:
+    """A folder's path."""
+    try:
+        return named_path(text)
+    except typer.BadParameter as error:
+        raise argparse.ArgumentTypeError(error.message) from None
+
+
+def writable(text: str) -> Path:
+    """A folder that can be written to, there or not."""
+    try:
+        return output_folder(text)
+    except typer.BadParameter as error:
+        raise argparse.ArgumentTypeError(error.message) from None
+
+
+def port_number(text: str) -> int:
+    """A TCP port."""
+    if not (text.isascii() and text.isdecimal() and 0 < int(text[:6]) < 65536 and len(text) < 6):
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is no port: give a number from 1 to 65535")
+    return int(text)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The options of the page."""
+    parser = Parser(prog="app.py", description="See what each visual token looks at, in the browser.")
+    parser.add_argument(
+        "--host", type=some, default="127.0.0.1", help="address to listen on (default: %(default)s, this machine)"
+    )
+    parser.add_argument("--port", type=port_number, default=7860, help="port to listen on (default: %(default)s)")
+    parser.add_argument(
+        "--model", type=some, metavar="NAME|PATH", help="a checkpoint, or a run's folder, to open first"
+    )
+    parser.add_argument(
+        "--device", type=some, help="where models run: cpu, cuda, cuda:1 (default: cuda where there is one)"
+    )
+    parser.add_argument("--engine", type=some, default="torch", help="what runs models: torch, onnxruntime or openvino")
+    parser.add_argument("--dtype", type=some, default="float32", help="float32, or bf16: faster, less exact")
     parser.add_argument("--share", action="store_true", help="also serve over a public gradio.live address")
     parser.add_argument("--auth", metavar="USER:PASSWORD", help="ask for this name and password")
-    parser.add_argument("--data-root", metavar="DIR", help="folder of data sets to train on, dissect and show")
-    parser.add_argument("--runs", metavar="DIR", default="runs", help="folder of training runs (default: %(default)s)")
+    parser.add_argument(
+        "--public",
+        action="store_true",
+        help="let whoever reaches the page use it without a password; calls are limited for each client",
+    )
+    parser.add_argument(
+        "--data-root", type=folder, metavar="DIR", help="folder of data sets to train on, dissect and show"
+    )
+    parser.add_argument(
+        "--runs",
+        type=writable,
+        metavar="DIR",
+        default=Path("runs"),
+        help="folder of training runs (default: %(default)s)",
+    )
     parser.add_argument(
         "--allow-training",
         action="store_true",
@@ -32,46 +98,56 @@ def main(arguments: list[str] | None = None) -> int:
         action="store_true",
         help="also serve the endpoints as MCP tools (needs gradio[mcp])",
     )
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Serve the page until interrupted; 2 and one line on a wrong option."""
+    parser = make_parser()
+    options, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        known = [name for action in parser._actions for name in action.option_strings]  # noqa: SLF001
+        parser.error(f"there is no option {unknown[0][:80]!r}{did_you_mean(unknown[0], known)}")
+    try:
+        socket.getaddrinfo(options.host, options.port)
+    except OSError as error:
+        parser.error(f"argument --host: {options.host!r} is no address of this machine ({error.strerror})")
     user, _, password = (options.auth or "").partition(":")
     if options.auth is not None and not (user and password):
         parser.error("--auth must be USER:PASSWORD")
+    reachable = options.public or options.share or not is_loopback(options.host)
+    if reachable and not (options.public or options.auth):
+        where = "--share" if options.share else f"--host {options.host}"
+        parser.error(f"{where} lets other machines reach the page: add --auth USER:PASSWORD, or --public for everybody")
     if options.mcp and importlib.util.find_spec("mcp") is None:
         parser.error("--mcp needs a package more: pip install 'gradio[mcp]'")
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: idle threads must not starve the server
     from app.datasets import DataRoot  # noqa: PLC0415
-    from app.page import build_page, launch_options  # noqa: PLC0415
+    from app.page import PATIENCE, build_page, launch_options  # noqa: PLC0415
     from app.shelf import Shelf  # noqa: PLC0415
     from app.train import Train  # noqa: PLC0415
 
-    allowed = options.allow_training or (is_loopback(options.host) and not options.share)
+    allowed = options.allow_training or not reachable
     try:
-        shelf = Shelf(options.model, options.device)
+        shelf = Shelf(options.model, options.device, engine=options.engine, dtype=options.dtype)
         data = DataRoot(options.data_root) if options.data_root is not None else None
-        page = build_page(shelf, Train(shelf, options.runs, data, allowed=allowed), data if allowed else None)
+        train = Train(shelf, options.runs, data, allowed=allowed)
+        page = build_page(shelf, train, data if allowed else None, seconds=PATIENCE if reachable else None)
         page.launch(
             server_name=options.host,
             server_port=options.port,
             share=options.share,
             auth=(user, password) if options.auth else None,
             mcp_server=options.mcp,
-            **launch_options(),
+            **launch_options(reachable=reachable),
         )
     except VtvizError as error:
-        print(f"error: {error}", file=sys.stderr)
+        complain(str(error))
         return 2
     except OSError:  # Gradio's own text names its own options
-        print(f"error: cannot listen on {options.host}:{options.port}; try another --port", file=sys.stderr)
+        complain(f"cannot listen on {options.host}:{options.port}; try another --port")
         return 2
     return 0
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach a server that listens on ``host``."""
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:  # some other name
-        return False
 
 
 if __name__ == "__main__":

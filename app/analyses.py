@@ -2,7 +2,7 @@
 
 Every call is a generator of small JSON answers: ``{job, done, total}`` while it works, and at its end ``{job,
 result}``, ``{job, error}`` (one line) or ``{job, cancelled}``. The browser names the job, so that it knows which answer
-is whose and can cancel it by that name.
+is whose and can cancel it by that name; nobody else can, whatever they call theirs.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Thread
-from typing import Any
+from typing import Any, NamedTuple
 
 import gradio as gr
 import numpy as np
@@ -24,7 +24,8 @@ import numpy as np
 from app.payload import encode_array
 from app.shelf import Shelf
 from app.shown import EXPIRED, Shown, crop_of, open_photo, open_truth
-from vtviz.errors import ConfigError, VtvizError
+from app.stops import Cancelled, deadline
+from vtviz.errors import ConfigError, ImageError, VtvizError
 from vtviz.explain.ablation import Ablation, ablate
 from vtviz.explain.attribution import Attribution, Attributions, attribute
 from vtviz.explain.attribution_picture import attribution_png, scale_end
@@ -36,6 +37,8 @@ ANALYSES = "analysis"
 """Analyses take seconds: they wait for one another, and nothing else waits for them."""
 FINEST = 160
 """An attribution is sent in so many cells a side at most."""
+MOST_PIXELS = 20_000_000
+"""Of a photo that is attributed: each method's map has the photo's size, 4 bytes a pixel."""
 Progress = Callable[[int, int], None]
 FAILED = "Something went wrong on the server; its log says what."
 ABLATION_NOTE = (
@@ -48,22 +51,30 @@ ATTRIBUTION_NOTE = (
 )
 
 
-class Cancelled(Exception):  # noqa: N818 - no error
-    """Raised by a job's progress once it was cancelled."""
+class Job(NamedTuple):
+    """A piece of work: whose it is, and what the session calls it."""
+
+    session: str
+    name: str
 
 
 class Analyses:
-    """The handlers. They keep nothing but the names of cancelled jobs."""
+    """The handlers. They keep nothing but which jobs were cancelled.
 
-    def __init__(self, shelf: Shelf) -> None:
-        self.shelf = shelf
-        self._cancelled: deque[str] = deque(maxlen=256)
+    Args:
+        shelf: the models.
+        seconds: that one job may take; by default any time.
+    """
 
-    def cancel(self, event: gr.EventData) -> None:
-        """Stop a job, or keep it from starting."""
-        self._cancelled.append(_name(event))
+    def __init__(self, shelf: Shelf, seconds: float | None = None) -> None:
+        self.shelf, self.seconds = shelf, seconds
+        self._cancelled: deque[Job] = deque(maxlen=256)
 
-    def analyse(self, shown: Shown | None, event: gr.EventData) -> Iterator[dict[str, Any]]:
+    def cancel(self, event: gr.EventData, request: gr.Request) -> None:
+        """Stop a job of the session's, or keep it from starting."""
+        self._cancelled.append(_job(event, request))
+
+    def analyse(self, shown: Shown | None, event: gr.EventData, request: gr.Request) -> Iterator[dict[str, Any]]:
         """``ablation`` or ``attribution`` of what is shown, for the class ``event.label``; None for the likeliest."""
         kind, label = getattr(event, "kind", None), getattr(event, "label", None)
 
@@ -74,13 +85,16 @@ class Analyses:
                 return encode_attributions(self.attributions(shown, label, progress))
             raise ConfigError(f"there is no analysis {str(kind)[:40]!r}")
 
-        yield from self._run(_name(event), shown, work)
+        yield from self._run(_job(event, request), shown, work)
 
-    def report(self, shown: Shown | None, event: gr.EventData) -> Iterator[tuple[dict[str, Any], str | None]]:
+    def report(
+        self, shown: Shown | None, event: gr.EventData, request: gr.Request
+    ) -> Iterator[tuple[dict[str, Any], str | None]]:
         """A report's ZIP file, with the analyses of ``event.sections``, {kind: class}, made again."""
         sections = getattr(event, "sections", None)
         wanted = sections if isinstance(sections, dict) else {}
-        for answer in self._run(_name(event), shown, lambda *job: {"file": self.pack(job[0], wanted, job[1])}):
+        job = _job(event, request)
+        for answer in self._run(job, shown, lambda shown, progress: {"file": self.pack(shown, wanted, progress)}):
             yield answer, answer.get("result", {}).get("file")
 
     def ablation(self, shown: Shown, label: Any, progress: Progress) -> Ablation:
@@ -98,6 +112,12 @@ class Analyses:
     def attributions(self, shown: Shown, label: Any, progress: Progress) -> Attributions:
         """What every method that the model can do says."""
         predictor, crop, photo = self.shelf.get(shown.model), crop_of(shown), open_photo(shown)
+        pixels = photo.shape[0] * photo.shape[1]
+        if pixels > MOST_PIXELS:
+            raise ImageError(
+                f"{shown.name} has {pixels / 1e6:.0f} megapixels, and attribution on this page takes photos of at most "
+                f"{MOST_PIXELS / 1e6:.0f}: make it smaller"
+            )
         return attribute(predictor, photo, target=label, crop=crop, progress=progress)
 
     def pack(self, shown: Shown, wanted: dict[str, Any], progress: Progress) -> str:
@@ -133,21 +153,25 @@ class Analyses:
             "trigger_mode": "multiple",
         }
         long = common | {"concurrency_id": ANALYSES, "concurrency_limit": 1}
-        main.analyse(self.analyse, [state], [answers], **long)
+        asked = main.analyse(self.analyse, [state], [answers], **long)
         packed = main.report(self.report, [state], [answers, self.file], **long)
+        for each in (asked, packed):
+            each.failure(None, None, None, js="() => vtviz.lost()", api_visibility="private")
         packed.then(None, [self.file], None, js="(file) => vtviz.offer(file)", api_visibility="private")
         main.cancel(self.cancel, None, None, queue=False, **common)
 
     def _run(
-        self, job: str, shown: Shown | None, work: Callable[[Shown, Progress], dict[str, Any]]
+        self, job: Job, shown: Shown | None, work: Callable[[Shown, Progress], dict[str, Any]]
     ) -> Iterator[dict[str, Any]]:
         """Do ``work`` beside the generator, and tell what becomes of it. A visitor who leaves closes the generator."""
         if shown is None:
-            yield {"job": job, "error": EXPIRED}
+            yield {"job": job.name, "error": EXPIRED}
             return
         answers: SimpleQueue[dict[str, Any]] = SimpleQueue()
+        check = deadline(self.seconds)
 
         def progress(done: int, total: int) -> None:
+            check()
             if job in self._cancelled:
                 raise Cancelled
             answers.put({"done": done, "total": total})
@@ -172,14 +196,14 @@ class Analyses:
                 while not answers.empty():  # only the latest is news
                     answer = answers.get()
                 ended = "done" not in answer
-                yield {"job": job, **answer}
+                yield {"job": job.name, **answer}
         finally:
             if not ended:
                 self._cancelled.append(job)  # nobody waits for it any more
 
 
-def _name(event: gr.EventData) -> str:
-    return str(getattr(event, "job", ""))[:64]
+def _job(event: gr.EventData, request: gr.Request) -> Job:
+    return Job(str(request.session_hash), str(getattr(event, "job", ""))[:64])
 
 
 def encode_attributions(found: Attributions) -> dict[str, Any]:

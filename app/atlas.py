@@ -40,8 +40,8 @@ DISSECTIONS = "dissect"
 """Dissections wait for one another, and for nothing else."""
 COST = "Looks at a random choice of the validation photos, with the model and with the same one untrained."
 NO_ATLAS = (
-    "No atlas of {model} yet. Dissect a data set below; or put the atlas.json that `vtviz dissect` writes beside the "
-    "model's weights, as {file}."
+    "No atlas of {model} yet. It shows what each token stands for over a data set: dissect photos of your own to make "
+    "one, or put the atlas.json that vtviz dissect writes beside the model's weights, as {file}."
 )
 NO_ROOT = (
     "These are file names only: no photo comes with the page. To see the photos, start it with --data-root DIR, where "
@@ -69,11 +69,12 @@ class AtlasTab:
     Args:
         shelf: the models.
         data: what photos are shown of, and what may be dissected; None shows file names only.
+        seconds: that one dissection may take; by default any time.
     """
 
-    def __init__(self, shelf: Shelf, data: DataRoot | None = None) -> None:
+    def __init__(self, shelf: Shelf, data: DataRoot | None = None, seconds: float | None = None) -> None:
         self.shelf, self.data = shelf, data
-        self.stops = Stops()
+        self.stops = Stops(seconds)
         self._thumbnail = lru_cache(maxsize=2048)(encode_thumbnail)
 
     def open(self, model: Any) -> tuple[Any, Opened | None, str]:
@@ -107,7 +108,9 @@ class AtlasTab:
         if opened is None:
             return gr.skip(), message("This atlas is no longer on the server; choose the model again.")
         try:
-            return gr.HTML(token=self.describe_token(opened, event.layer, event.token)), ""
+            return gr.HTML(
+                token=self.describe_token(opened, getattr(event, "layer", None), getattr(event, "token", None))
+            ), ""
         except VtvizError as error:
             return gr.skip(), message(self.plain(error))
 

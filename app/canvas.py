@@ -1,6 +1,7 @@
 """The one canvas component: a ``gr.HTML`` that draws a payload (:mod:`app.payload`) in the browser.
 
-Its script and style are the plain files in ``static/``, read at start and put into the page by ``launch``.
+Its script and style are the plain files in ``static/``, and one of the package's, read at start and put into the page
+by ``launch``.
 """
 
 from __future__ import annotations
@@ -11,11 +12,11 @@ from typing import Any
 import gradio as gr
 
 from app.payload import encode_array
+from vtviz import html_report
 from vtviz.render import COLORMAPS
 
 STATIC = Path(__file__).parent / "static"
-SCRIPTS = (
-    "maps.js",
+_OURS = (
     "labels.js",
     "draw.js",
     "panel.js",
@@ -32,6 +33,7 @@ SCRIPTS = (
     "pixel.js",
     "jobs.js",
     "ablation.js",
+    "shares.js",
     "attribution.js",
     "views.js",
     "link.js",
@@ -41,7 +43,8 @@ SCRIPTS = (
     "compare.js",
     "video.js",
 )
-"""In the order in which they need each other."""
+SCRIPTS = (html_report.STATIC / "maps.js", *(STATIC / name for name in _OURS))
+"""Paths, in the order in which they need each other; the first one is the report's too."""
 EVENTS = ("arrays", "unmask", "analyse", "report", "cancel")
 """What the canvas triggers; Gradio finds their names in its script."""
 STYLES = ("page.css", "segmentation.css", "views.css", "train.css", "atlas.css", "compare.css", "video.css")
@@ -66,7 +69,7 @@ def canvas(payload: dict[str, Any] | None, **options: Any) -> gr.HTML:
 
 def head() -> str:
     """The scripts, for the page's head."""
-    script = "\n".join((STATIC / name).read_text(encoding="utf-8") for name in SCRIPTS)
+    script = "\n".join(path.read_text(encoding="utf-8") for path in SCRIPTS)
     return f"<script>\n{script}\n</script>"
 
 

@@ -128,7 +128,7 @@ class CompareTab:
                 with gr.Column(min_width=280, elem_classes="vtx-side-form"):
                     who = gr.Dropdown(
                         found,
-                        value=found[min(number, len(self.shelf.with_tokens) - 1)][1] if found else None,
+                        value=found[0][1] if found else None,
                         label=f"{label}: model or epoch",
                         elem_id=f"compare-who-{number}",
                     )
@@ -136,7 +136,7 @@ class CompareTab:
                         offered = [*([("The left's photo", SAME)] if number else []), *shown]
                         photo = gr.Dropdown(
                             offered,
-                            value=offered[0][1],
+                            value=offered[-number][1],  # the first, and the last: two that differ
                             label=f"{label}: photo",
                             filterable=False,
                             elem_id=f"compare-photo-{number}",

@@ -20,6 +20,7 @@ from app.examples import load_examples
 from app.payload import THUMBNAIL_SIDE, encode, encode_photo, encode_prediction
 from app.shelf import Shelf
 from app.shown import EXPIRED, VIEWS, Shown, crop_of, open_photo, open_truth
+from app.uploads import told
 from vtviz.errors import VtvizError
 from vtviz.predictor import Predictor
 from vtviz.segmentation import Segmentation, from_maps
@@ -32,11 +33,16 @@ MODEL_CALLS = "model"
 
 
 class Explore:
-    """The handlers of the tab. They keep nothing but the examples' payloads; a session's state is a :class:`Shown`."""
+    """The handlers of the tab. They keep nothing but the examples' payloads; a session's state is a :class:`Shown`.
 
-    def __init__(self, shelf: Shelf) -> None:
+    Args:
+        shelf: the models.
+        seconds: that one analysis may take; by default any time.
+    """
+
+    def __init__(self, shelf: Shelf, seconds: float | None = None) -> None:
         self.shelf = shelf
-        self.analyses = Analyses(shelf)
+        self.analyses = Analyses(shelf, seconds)
         self._example = lru_cache(maxsize=16)(self._encode)
 
     def first(self) -> tuple[dict[str, Any] | None, str]:
@@ -94,18 +100,18 @@ class Explore:
 
     def open_example(self, model: str, view: str, event: gr.EventData) -> tuple[Any, Any, str]:
         """One of the examples."""
-        return self._show(Shown(str(event.key), uploaded=False, model=model, view=view))
+        return self._show(Shown(told(event, "key"), uploaded=False, model=str(model), view=str(view)))
 
     def reopen(self, shown: Shown | None, model: str, view: str) -> tuple[Any, Any, Any]:
         """The same photo with another model or crop. A mask stays, where it has the new model's classes."""
         if shown is None:
             return gr.skip(), gr.skip(), message(EXPIRED)
-        asked = replace(shown, model=model, view=view)
-        if asked == shown:  # the control was set by a link, and is no new choice
+        wanted = replace(shown, model=str(model), view=str(view))
+        if wanted == shown:  # the control was set by a link, and is no new choice
             return gr.skip(), gr.skip(), gr.skip()
-        canvas, state, problem = self._show(asked)
-        if asked.mask and problem:
-            canvas, state, _ = self._show(replace(asked, mask=""))
+        canvas, state, problem = self._show(wanted)
+        if wanted.mask and problem:
+            canvas, state, _ = self._show(replace(wanted, mask=""))
         return canvas, state, problem
 
     def open_mask(self, mask: dict[str, Any] | None, shown: Shown | None) -> tuple[Any, Any, str, None]:
@@ -138,6 +144,11 @@ class Explore:
         Returns the prediction, geometry and per-layer statistics as JSON, and a file ``maps.npz`` with the arrays of
         ``vtviz.extract_tokens``, bit for bit. A segmentation model adds the areas of its classes and each token's share
         of them to the JSON, and ``labels``, the class of every pixel, to the file.
+
+        Args:
+            photo: an image file.
+            model: any of the page's with tokens or classes of pixels.
+            view: the whole photo, or the paper's central square.
         """
         if photo is None:
             raise gr.Error("a photo is needed", print_exception=False)

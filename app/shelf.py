@@ -9,8 +9,9 @@ from threading import Lock
 
 import vtviz.predictor as vt
 from vtviz.checkpoints import find, read_card
+from vtviz.engines import check_device, check_engine
 from vtviz.errors import ConfigError, VtvizError, did_you_mean
-from vtviz.predictor import Predictor, check_device
+from vtviz.predictor import Predictor
 
 LOADED = 3
 """Models kept in memory at once (a VT-ResNet-18 takes about 50 MB)."""
@@ -22,14 +23,20 @@ class Shelf:
     Args:
         extra: a model of the user's own, offered first: what :func:`vtviz.load_model` takes.
         device: where the models run; CUDA where there is one by default.
+        engine: what runs them, as :func:`vtviz.load_model` takes it.
+        dtype: likewise.
 
     Raises:
         CheckpointError: if ``extra`` is not there.
-        ConfigError: for a device that is not there.
+        ConfigError: for a device or an engine that is not there.
     """
 
-    def __init__(self, extra: str | None = None, device: str | None = None) -> None:
+    def __init__(
+        self, extra: str | None = None, device: str | None = None, *, engine: str = "torch", dtype: str = "float32"
+    ) -> None:
         self.device = None if device is None else check_device(device)
+        check_engine(engine, dtype)
+        self._engine = {"engine": engine, "dtype": dtype}
         shipped = vt.list_models()
         shipped.sort(key=lambda name: name != vt.DEFAULT_MODEL)
         self._sources = {name: name for name in shipped}
@@ -60,8 +67,8 @@ class Shelf:
     def source(self, name: str) -> str:
         """What :func:`vtviz.load_model` takes for the model called ``name``. Raises ConfigError as :meth:`get` does."""
         sources = self._sources | self._runs
-        if name not in sources:
-            raise ConfigError(f"this page has no model {name!r}{did_you_mean(str(name), sources)}")
+        if not isinstance(name, str) or name not in sources:
+            raise ConfigError(f"this page has no model {str(name)[:80]!r}{did_you_mean(str(name), sources)}")
         return sources[name]
 
     def get(self, name: str) -> Predictor:
@@ -74,7 +81,7 @@ class Shelf:
         source = self.source(name)
         with self._lock:
             if name not in self._loaded:
-                self._loaded[name] = vt.load_model(source, self.device)
+                self._loaded[name] = vt.load_model(source, self.device, **self._engine)
                 while len(self._loaded) > LOADED:
                     self._loaded.popitem(last=False)
             self._loaded.move_to_end(name)

@@ -14,6 +14,7 @@ from app.explore import message
 from app.probe import Probe
 from app.shelf import Shelf
 from app.status import describe_cost, describe_job, describe_log, draw_curves, list_jobs
+from app.uploads import told
 from vtviz.checkpoints import find, read_card
 from vtviz.errors import ConfigError, DataError, VtvizError, did_you_mean
 from vtviz.models.registry import MODELS
@@ -329,7 +330,7 @@ def classifies(source: str) -> bool:
 
 def picked(event: gr.EventData) -> tuple[str, str]:
     """The job that was clicked on, and no message."""
-    return str(event.name), ""
+    return told(event, "name"), ""
 
 
 def ask(name: str | None) -> tuple[str, Any]:

@@ -36,11 +36,16 @@ LIMITS_TEXT = (
 
 
 class VideoTab:
-    """The handlers of the tab."""
+    """The handlers of the tab.
 
-    def __init__(self, shelf: Shelf) -> None:
+    Args:
+        shelf: the models.
+        seconds: that one film may take; by default any time.
+    """
+
+    def __init__(self, shelf: Shelf, seconds: float | None = None) -> None:
         self.shelf = shelf
-        self.stops = Stops()
+        self.stops = Stops(seconds)
 
     def measure(self, files: Any, every: Any, frames: Any) -> str:
         """What there is to look at, and how much of it would be, before any work is done."""

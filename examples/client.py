@@ -1,4 +1,4 @@
-"""Ask a running page over the network, from any program: arrays, a comparison, an atlas.
+"""Ask a running page over the network, from any program: arrays, whether tokens matter, a comparison, an atlas.
 
 python app.py                                       # in one terminal
 python examples/client.py [PHOTO] [--page ADDRESS]  # in another
@@ -9,7 +9,6 @@ needed here; the page itself describes its endpoints under "Use via API".
 
 import argparse
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +34,11 @@ def extract(client: Client, photo: str | Path, model: str, view: str = WHOLE) ->
     return summary, Path(file)
 
 
+def ablate(client: Client, photo: str | Path, model: str, target: str = "", view: str = WHOLE) -> dict[str, Any]:
+    """What becomes of the answer without each token, beside baselines; `target` is a class, by name or index."""
+    return client.predict(handle_file(photo), model, view, target, api_name="/ablate")
+
+
 def compare(client: Client, photo: str | Path, model: str, other: str | Path) -> dict[str, Any]:
     """Which token of one photo is which of the other: pairs, and the share of their weight that they have in common."""
     return client.predict(handle_file(photo), model, handle_file(other), model, api_name="/compare")
@@ -57,6 +61,13 @@ def main() -> None:
             print(f"{name}: {arrays[name].dtype} {arrays[name].shape}")
     print(f"in {file}")
 
+    ablated = ablate(client, options.photo, options.model)
+    for layer in ablated["layers"] if "target" in ablated else ():
+        changes = layer["effects"]["absent"]["probability"]
+        token = max(range(len(changes)), key=lambda i: abs(changes[i]))
+        name = f"token {token}{' (kept)' if token < layer['kept'] else ''}"
+        print(f"{layer['name']}: without {name} {ablated['target']['label']} has {100 * changes[token]:+.2f} points")
+
     found = compare(client, options.photo, options.model, PHOTO.with_name("astronaut.jpg"))
     for layer in found["layers"]:
         print(f"{layer['names'][0]}: tokens of both photos share {layer['mean']:.0%} (by chance {layer['chance']:.0%})")
@@ -75,4 +86,4 @@ if __name__ == "__main__":
     try:
         main()
     except (AppError, httpx.HTTPError, OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
+        parser.exit(2, f"error: {error}\n")

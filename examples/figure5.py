@@ -91,5 +91,5 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except vtviz.VtvizError as error:
-        sys.exit(f"error: {error}")
+    except (vtviz.VtvizError, OSError, ValueError) as error:
+        parser.exit(2, f"error: {error}\n")

@@ -3,6 +3,8 @@
 import copy
 import shutil
 import zlib
+from collections import Counter
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 
@@ -14,6 +16,25 @@ import torch
 from vtviz import checkpoints
 from vtviz.card import Card
 from vtviz.models.registry import build_model, config_to_dict
+
+_TALLY: Counter[str] = Counter()
+
+
+@pytest.fixture(scope="session")
+def tally() -> Callable[[str, int], None]:
+    """Counts what the tests of hard use tried: ``tally("images tried", 500)``. The sums are printed at the end."""
+
+    def add(what: str, count: int = 1) -> None:
+        _TALLY[what] += count
+
+    return add
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if _TALLY:
+        terminalreporter.section("hard use")
+        for what, count in sorted(_TALLY.items()):
+            terminalreporter.write_line(f"{count:8,} {what}")
 
 
 def _frozen(image: np.ndarray) -> np.ndarray:

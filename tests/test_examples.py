@@ -1,6 +1,7 @@
 """The examples, run as a newcomer runs them, on a small model in the place of the shipped one."""
 
 import csv
+import re
 import runpy
 import shutil
 import subprocess
@@ -132,9 +133,10 @@ def test_figure5_names_tokens_by_their_classes(elsewhere, run, tiny_segmenter):
         (DEFAULT_MODEL, "labels need a segmentation model"),
     ],
 )
-def test_figure5_needs_a_segmentation_model(run, model, message):
-    with pytest.raises(SystemExit, match=rf"^error: [^\n]*{message}[^\n]*$"):
+def test_figure5_needs_a_segmentation_model(run, model, message, capsys):
+    with pytest.raises(SystemExit, match="2"):
         run("figure5.py", "--model", model, "--layer", "0")
+    assert re.fullmatch(rf"error: [^\n]*{message}[^\n]*\n", capsys.readouterr().err)
 
 
 def test_figure6(run, elsewhere):
@@ -148,7 +150,7 @@ def test_figure6(run, elsewhere):
         pitch = (wide.width - few[0]) / (8 - 3)
         assert pitch == int(pitch) > 100
     assert run("figure6.py", "--tokens", "7,2").startswith("tokens 7, 2 of block0, 4 photos")
-    with pytest.raises(SystemExit, match="there is no token 16"):
+    with pytest.raises(SystemExit, match="2"):
         run("figure6.py", "--tokens", "2,16")
 
 
@@ -172,9 +174,29 @@ def test_figure6_chooses_the_tokens_that_are_least_alike(elsewhere):
 
 
 @pytest.mark.parametrize("script", ["extract.py", "figure5.py", "figure6.py", "token_numbers.py"])
-def test_a_missing_photo_is_one_line(run, script):
-    with pytest.raises(SystemExit, match=r"^error: [^\n]*nowhere\.jpg[^\n]*$"):
+def test_a_missing_photo_is_one_line(run, script, capsys):
+    with pytest.raises(SystemExit, match="2"):
         run(script, "nowhere.jpg")
+    assert re.fullmatch(r"error: [^\n]*nowhere\.jpg[^\n]*\n", capsys.readouterr().err)
+
+
+WRONG = {
+    "extract.py": ["--out=/dev/null/x", "--model=onw"],
+    "figure4.py": ["--out=/dev/null/x.png"],
+    "figure5.py": ["--out=/dev/null/x.png", "--model=onw", "--layer=99"],
+    "figure6.py": ["--out=/dev/null/x.png", "--model=onw", "--layer=99", "--tokens=x", "--tokens=99"],
+    "token_numbers.py": ["--out=/dev/null/x", "--model=onw"],
+}
+
+
+TRIED = [(script, each) for script, options in WRONG.items() for each in options]
+
+
+@pytest.mark.parametrize(("script", "option"), TRIED)
+def test_a_wrong_option_of_an_example_is_one_line(run, script, option, capsys, elsewhere):
+    with pytest.raises(SystemExit, match="2"):
+        run(script, option)
+    assert capsys.readouterr().err.splitlines()[-1].count("error: ") == 1
 
 
 def test_the_notebook_runs(elsewhere):

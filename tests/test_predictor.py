@@ -75,10 +75,12 @@ def test_the_model_gets_the_normalised_image(predictor, chelsea):
     place = geometry.fit(chelsea.shape[:2], size=224, multiple=16)
     x = Preprocessing().normalize(geometry.to_tensor(chelsea, place))[None]
     with torch.no_grad():
-        expected = predictor.model(x)[0].numpy()
+        expected = predictor.model(x.contiguous(memory_format=torch.channels_last))[0].numpy()
+        plain = predictor.model(x)[0].numpy()
     maps = predictor.extract(chelsea)
     assert maps.geometry == place
     np.testing.assert_array_equal(maps.logits, expected)
+    np.testing.assert_allclose(maps.logits, plain, rtol=1e-4, atol=1e-5)  # the layout is for speed alone
     assert predictor.predict(chelsea, k=2) == maps.topk(2)
 
 

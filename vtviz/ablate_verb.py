@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vtviz.console import (
+    FAILED,
+    MOST_SEED,
     Crop,
     Device,
     Image,
@@ -17,11 +19,13 @@ from vtviz.console import (
     Model,
     Size,
     counting,
-    find_class,
     find_images,
+    named_path,
     open_model,
+    output_folder,
     print_json,
 )
+from vtviz.errors import ConfigError
 
 if TYPE_CHECKING:
     from vtviz.explain.ablation import Ablation
@@ -42,15 +46,19 @@ def ablate(
         typer.Option(metavar="IMAGES", help="Also put each token's mean over these images in its place; repeatable."),
     ] = None,
     mask: Annotated[
-        Path | None, typer.Option(metavar="PNG", help="Segmentation: the right classes, for the change of the IoU.")
+        Path | None,
+        typer.Option(
+            metavar="PNG", parser=named_path, help="Segmentation: the right classes, for the change of the IoU."
+        ),
     ] = None,
-    draws: Annotated[int, typer.Option(metavar="N", help="Shuffled maps a token.")] = 4,
-    seed: Annotated[int, typer.Option(metavar="N", help="Of the shuffles.")] = 0,
+    draws: Annotated[int, typer.Option(min=1, max=1000, metavar="N", help="Shuffled maps a token.")] = 4,
+    seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, metavar="N", help="Of the shuffles.")] = 0,
     size: Size = None,
     crop: Crop = None,
     device: Device = None,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", metavar="DIR", help="Also write DIR/ablation.json.")
+        Path | None,
+        typer.Option("--out", "-o", metavar="DIR", parser=output_folder, help="Also write DIR/ablation.json."),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -65,25 +73,34 @@ def ablate(
 
     vtviz ablate street.png --model vt_fpn_resnet18_camvid --mask street_mask.png --json
     """
+    from vtviz.data.classes import find_class
     from vtviz.data.segmentation import read_mask
     from vtviz.explain.ablation import ablate as run
     from vtviz.explain.ablation import mean_tokens
 
+    files, failures = find_images(reference or ())
+    if failures:
+        raise typer.Exit(FAILED)
+    truth = None if mask is None else read_mask(mask)
     predictor = open_model(model, device)
+    if predictor.palette is not None and target is not None:
+        raise ConfigError(f"--class is for classifiers: of {predictor.name} all classes are watched")
+    if predictor.palette is None and truth is not None:
+        raise ConfigError(f"--mask is for segmentation; {predictor.name} is a classifier")
+    watched = None if target is None else find_class(target, predictor.classes)
     modes = ["absent", "random", "gaussian"]
     means = None
-    if reference:
-        files = find_images(reference)[0]
+    if files:
         means = mean_tokens(predictor, [str(f) for f in files[:: max(1, len(files) // REFERENCE_IMAGES)]])
         modes.insert(1, "mean")
     with counting("Taking tokens out") as progress:
         result = run(
             predictor,
             image,
-            target=None if target is None else find_class(target, predictor.classes),
+            target=watched,
             modes=modes,
             reference=means,
-            truth=None if mask is None else read_mask(mask),
+            truth=truth,
             draws=draws,
             seed=seed,
             size=size,

@@ -17,9 +17,9 @@ from vtviz.console import (
     Model,
     Size,
     counting,
-    find_class,
     name_files,
     open_model,
+    output_folder,
     print_json,
 )
 
@@ -45,13 +45,21 @@ def attribute(
             " [dim]\\[all][/dim]",
         ),
     ] = None,
-    steps: Annotated[int, typer.Option(metavar="N", help="Points of the path of integrated gradients.")] = 20,
+    steps: Annotated[
+        int, typer.Option(min=1, max=10_000, metavar="N", help="Points of the path of integrated gradients.")
+    ] = 20,
     size: Size = None,
     crop: Crop = None,
     device: Device = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", metavar="DIR", help="Write DIR/attributions.png, attributions.npz and .json."),
+        typer.Option(
+            "--out",
+            "-o",
+            metavar="DIR",
+            parser=output_folder,
+            help="Write DIR/attributions.png, attributions.npz and .json.",
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -67,6 +75,7 @@ def attribute(
 
     vtviz attribute dog.jpg --class "golden retriever" --method grad_cam --method gradient_x_token --json
     """
+    from vtviz.data.classes import find_class
     from vtviz.explain.attribution import attribute as run
     from vtviz.explain.attribution_picture import save_attributions
 

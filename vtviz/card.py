@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from types import NoneType
 from typing import Any
@@ -9,7 +10,10 @@ from typing import Any
 from torch import Tensor
 
 from vtviz.errors import CheckpointError, did_you_mean
+from vtviz.geometry import MAX_SIDE
 
+LEAST_STD = 1e-6
+"""Of preprocessing: divided by less, a pixel is no number that a network can do with."""
 TASKS = ("classification", "segmentation")
 
 
@@ -28,8 +32,11 @@ class Preprocessing:
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
 
     def __post_init__(self) -> None:
-        if self.size < 1 or len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
-            raise CheckpointError(f"preprocessing needs size >= 1, 3 means and 3 positive stds, got {self}")
+        numbers = len(self.mean) == len(self.std) == 3 and all(map(math.isfinite, (*self.mean, *self.std)))
+        if not (1 <= self.size <= MAX_SIDE and numbers and min(self.std) >= LEAST_STD):
+            raise CheckpointError(
+                f"preprocessing needs size >= 1 and <= {MAX_SIDE}, 3 means and 3 positive stds, got {str(self)[:200]}"
+            )
 
     def normalize(self, images: Tensor) -> Tensor:
         """RGB (..., 3, H, W) float32 in [0, 1] -> the same shape, what the model takes."""
@@ -97,6 +104,11 @@ class Card:
             )
         if len(set(self.class_ids)) != len(self.class_ids):
             raise CheckpointError("card: class_ids must be unique")
+        for colour in self.palette or ():
+            if len(colour) != 3 or not all(type(v) is int and 0 <= v <= 255 for v in colour):
+                raise CheckpointError(
+                    f"card: palette must have 3 whole numbers of 0 to 255 a class, got {colour!r:.80}"
+                )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON data."""

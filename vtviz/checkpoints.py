@@ -6,12 +6,15 @@ loaded, except by :func:`load_tensors` and :func:`load_backbone` from ``.pt`` / 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import pickle
+import stat
 from collections.abc import Mapping
 from dataclasses import replace
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +24,8 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from vtviz.card import Card, Preprocessing
-from vtviz.errors import CheckpointError, ConfigError, did_you_mean
+from vtviz.errors import CheckpointError, VtvizError, did_you_mean
+from vtviz.files import write
 from vtviz.models.registry import build_model, config_to_dict, model_from_config
 from vtviz.models.resnet import ResNetBackbone
 
@@ -49,7 +53,7 @@ STORED_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
 def save(path: str | os.PathLike[str], model: nn.Module, card: Card, *, half: bool = True) -> Card:
-    """Write ``model`` and its card as ``<path>.safetensors`` and ``<path>.json``, each in one atomic step.
+    """Write ``model`` and its card as ``<path>.safetensors`` and ``<path>.json``; a kill leaves the old or the new.
 
     Args:
         path: of the ``.safetensors`` file; folders are made.
@@ -81,25 +85,26 @@ def save(path: str | os.PathLike[str], model: nn.Module, card: Card, *, half: bo
         text = json.dumps(card.to_dict(), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: the card is not plain JSON data: {error}") from None
-    _write(path, weights)
-    _write(path.with_suffix(".json"), text.encode())
+    coming = _coming_card(path, card.sha256)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(coming, text)  # first: a kill between the two files must not leave weights whose card is nowhere
+        try:
+            write(path, weights)
+        except OSError:
+            coming.unlink()
+            raise
+        coming.replace(path.with_suffix(".json"))
+        for left in path.parent.glob(f".{escape(path.stem)}.{'[0-9a-f]' * 16}.json"):  # by saves that were killed
+            left.unlink(missing_ok=True)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot write: {error.strerror or error}") from None
     return card
 
 
-def _write(path: Path, data: bytes) -> None:
-    """Write a file so that a reader, or a power cut, sees the old or the new one and never a part."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot write: {error.strerror or error}") from None
-    finally:
-        temporary.unlink(missing_ok=True)
+def _coming_card(path: Path, digest: str) -> Path:
+    """Where the card of weights with this hash lies until they are written."""
+    return path.with_name(f".{path.stem}.{digest[:16]}.json")
 
 
 def load(source: str | os.PathLike[str], *, device: str | torch.device = "cpu") -> tuple[nn.Module, Card]:
@@ -114,15 +119,12 @@ def load(source: str | os.PathLike[str], *, device: str | torch.device = "cpu") 
         CheckpointError: in one line saying what is missing or differs.
     """
     path = find(source)
-    card = read_card(path)
-    data = _read(path, MAX_FILE)
-    if (digest := hashlib.sha256(data).hexdigest()) != card.sha256:
-        raise CheckpointError(f"{path}: sha256 is {digest[:12]}…, its card says {card.sha256[:12]}…; get both anew")
+    card, data = _read_pair(path)
     tensors = _parse_safetensors(path, data)
     try:
         with torch.device("meta"):  # no memory, no time and no random numbers before the shapes are known to fit
             model = model_from_config(card.model, card.config)
-    except (ConfigError, TypeError, ValueError, RuntimeError) as error:
+    except (VtvizError, TypeError, ValueError, ArithmeticError, LookupError, RuntimeError) as error:
         raise CheckpointError(f"{path.with_suffix('.json')}: {_one_line(error)}") from None
     expected = model.state_dict()
     _check_names(path, expected, tensors)
@@ -130,19 +132,44 @@ def load(source: str | os.PathLike[str], *, device: str | torch.device = "cpu") 
     return model.eval().to(device), card
 
 
+def _read_pair(path: Path) -> tuple[Card, bytes]:
+    """Card and weights that belong together, also while they are being replaced, and where a kill cut that short."""
+    beside = path.with_suffix(".json")
+    card = _parse_card(beside) if beside.exists() else None
+    data = _read(path, MAX_FILE)
+    digest = hashlib.sha256(data).hexdigest()
+    for other in (_coming_card(path, digest), beside):  # the save may have ended since the card was read
+        if (card is None or card.sha256 != digest) and other.exists():
+            card = _parse_card(other)
+    if card is None:
+        raise CheckpointError(f"{beside}: cannot read: {os.strerror(errno.ENOENT)}")
+    if card.sha256 != digest:
+        raise CheckpointError(f"{path}: sha256 is {digest[:12]}…, its card says {card.sha256[:12]}…; get both anew")
+    return card, data
+
+
 def read_card(path: str | os.PathLike[str]) -> Card:
     """The card beside the ``.safetensors`` file ``path``, without reading the weights."""
-    path = Path(path).with_suffix(".json")
+    beside = Path(path).with_suffix(".json")
+    return _parse_card(beside) if beside.exists() else _read_pair(Path(path))[0]
+
+
+def _parse_card(path: Path) -> Card:
     try:
-        data = json.loads(_read(path, MAX_CARD))
+        data = json.loads(_read(path, MAX_CARD), parse_constant=_no_number)
     except (ValueError, RecursionError) as error:
         if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(f"{path}: not a JSON model card: {_one_line(error)}") from None
     try:
         return Card.from_dict(data)
-    except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}") from None
+    except (CheckpointError, RecursionError) as error:
+        raise CheckpointError(f"{path}: {_one_line(error)}") from None
+
+
+def _no_number(text: str) -> None:
+    """NaN and the infinities, which Python's JSON has and JSON has not."""
+    raise ValueError(f"{text} is no number")
 
 
 def load_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
@@ -155,7 +182,7 @@ def load_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     Raises:
         CheckpointError: for anything else.
     """
-    path = Path(path).expanduser()
+    path = _at_home(path)
     tensors: Any
     if path.suffix == ".safetensors":
         tensors = _parse_safetensors(path, _read(path, MAX_FILE))
@@ -187,7 +214,17 @@ def find(source: str | os.PathLike[str]) -> Path:
     if isinstance(source, str) and source.startswith("hf://"):
         return _in_folder(_download(source))
     text = os.fspath(source)
-    is_name = isinstance(source, str) and not {"/", os.sep} & set(text) and not text.endswith(".safetensors")
+    try:
+        return _look_up(text, is_path=not isinstance(source, str))
+    except (OSError, ValueError) as error:  # a name that no disk takes
+        if isinstance(error, CheckpointError):
+            raise
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise CheckpointError(f"{text[:100]!r}: not the name of a checkpoint: {reason}") from None
+
+
+def _look_up(text: str, *, is_path: bool) -> Path:
+    is_name = not is_path and not {"/", os.sep} & set(text) and not text.endswith(".safetensors")
     if is_name and text != "~":
         for folder in _folders():
             if (path := folder / f"{text}.safetensors").is_file():
@@ -196,7 +233,7 @@ def find(source: str | os.PathLike[str]) -> Path:
             f"no checkpoint named {text!r} in {' or '.join(map(str, _folders()))}{did_you_mean(text, available())}"
             + (" (for a path write ./NAME)" if Path(text).exists() else "")
         )
-    path = Path(text).expanduser()
+    path = _at_home(text)
     if path.is_dir():
         return _in_folder(path)
     if path.suffix != ".safetensors":
@@ -261,7 +298,7 @@ def load_backbone(model: nn.Module, source: str | os.PathLike[str]) -> None:
     backbone = getattr(model, "backbone", None)
     if not isinstance(backbone, ResNetBackbone):
         raise CheckpointError(f"{type(model).__name__} has no ResNet backbone to load {source} into")
-    path = Path(source).expanduser()
+    path = _at_home(source)
     if path.suffix:
         tensors = load_tensors(path)
     elif backbone.stride_in_1x1:
@@ -319,13 +356,23 @@ def create_model(
     return model
 
 
+def _at_home(path: str | os.PathLike[str]) -> Path:
+    """The path with its ``~`` written out."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise CheckpointError(f"{os.fspath(path)[:200]!r}: {error}") from None
+
+
 def _check_size(path: Path, limit: int) -> None:
     try:
-        size = path.stat().st_size
+        status = path.stat()
     except OSError as error:
         raise CheckpointError(f"{path}: cannot read: {error.strerror}") from None
-    if size > limit:
-        raise CheckpointError(f"{path}: {size:,} bytes are more than the {limit:,} that are read")
+    if not stat.S_ISREG(status.st_mode):  # a pipe or a device, which may never end
+        raise CheckpointError(f"{path}: not a regular file")
+    if status.st_size > limit:
+        raise CheckpointError(f"{path}: {status.st_size:,} bytes are more than the {limit:,} that are read")
 
 
 def _read(path: Path, limit: int) -> bytes:

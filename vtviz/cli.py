@@ -22,6 +22,8 @@ from vtviz.console import (
     FAILED,
     Crop,
     Device,
+    Dtype,
+    Engine,
     Images,
     Json,
     Out,
@@ -35,6 +37,7 @@ from vtviz.console import (
 )
 from vtviz.dissect_verb import dissect
 from vtviz.errors import CheckpointError, ConfigError, VtvizError
+from vtviz.export_verb import export
 from vtviz.faithfulness_verb import faithfulness
 from vtviz.lineage_verb import lineage
 from vtviz.query_verb import query
@@ -46,6 +49,7 @@ from vtviz.video_verb import video
 if TYPE_CHECKING:
     from vtviz.card import Card
     from vtviz.models.complexity import ProfileRow
+    from vtviz.predictor import Photo
     from vtviz.tokens import TokenMaps
 
 app = typer.Typer(
@@ -58,6 +62,10 @@ app = typer.Typer(
 )
 
 
+UsageError: Any = typer.BadParameter.__mro__[1]
+"""What cannot be parsed, as Click says it: typer has Click, or in newer releases a copy of it."""
+
+
 def main(args: Sequence[str] | None = None) -> None:
     """Run a command and exit: 0 if all went well, 2 with one line on stderr for bad input, 130 for Ctrl-C.
 
@@ -65,11 +73,18 @@ def main(args: Sequence[str] | None = None) -> None:
         args: without the program's name; by default those of the process.
     """
     try:
-        app(args, prog_name="vtviz")
+        sys.exit(app(args, prog_name="vtviz", standalone_mode=False) or 0)
+    except UsageError as error:
+        if said := error.format_message():  # nothing where it was the help
+            complain(f"{said.rstrip('.')}; see {error.ctx.command_path if error.ctx else 'vtviz'} --help")
+        sys.exit(FAILED)
     except VtvizError as error:
         complain(str(error))
         sys.exit(FAILED)
-    except KeyboardInterrupt:  # outside of the verb; inside typer exits likewise
+    except OSError as error:  # of stdout: what verbs write themselves raises a DataError
+        complain(f"{error.filename or 'stdout'}: {error.strerror or error}")
+        sys.exit(FAILED)
+    except (KeyboardInterrupt, typer.Abort):  # outside of the verb; inside typer exits likewise
         sys.exit(130)
 
 
@@ -121,6 +136,8 @@ def extract(
     ] = "shared",
     pictures: Annotated[bool, typer.Option(help="Draw overlays and panel, or write the arrays only.")] = True,
     device: Device = None,
+    engine: Engine = "torch",
+    dtype: Dtype = "float32",
     as_json: Json = False,
 ) -> None:
     """Write what each visual token of a model looks at in images.
@@ -143,19 +160,24 @@ def extract(
     vtviz extract cat.jpg --out out --model runs/mine --layers -1 --json
     """
     from vtviz.export import name_results, write_extraction
+    from vtviz.render import check_drawing
 
     limits, wanted = parse_scale(scale), _parse_layers(layers)
+    check_drawing(align=align, cmap=cmap, scale=limits)
     found, failures = find_images(images)
     folders = dict(zip(found, map(out.joinpath, name_results(found)), strict=True))
-    predictor = open_model(model, device)
+    predictor = open_model(model, device, engine=engine, dtype=dtype)
 
-    def work(path: Path) -> dict[str, Any]:
-        maps = predictor.extract(path, layers=wanted, size=size, crop=crop)
+    def run(photo: Photo) -> TokenMaps:
+        return predictor.extract(photo, layers=wanted)
+
+    def write(path: Path, maps: TokenMaps) -> dict[str, Any]:
         folder = folders[path]
         written = write_extraction(maps, folder, pictures=pictures, align=align, cmap=cmap, scale=limits)
         return _describe(maps, folder, written)
 
-    each_image(found, failures, work, doing="Extracting", sentence=_sentence, as_json=as_json)
+    photos = predictor.stream(found, size=size, crop=crop)
+    each_image(found, failures, photos, run, write, doing="Extracting", sentence=_sentence, as_json=as_json)
 
 
 def _parse_layers(text: str | None) -> list[int] | None:
@@ -228,8 +250,8 @@ def _quality(card: Card) -> str:
     if not card.trained:
         return "untrained"
     for field, name in {"top1": "top-1", "miou": "mIoU"}.items():
-        if field in card.accuracy:
-            return f"{name} {card.accuracy[field]:.1%}"
+        if isinstance(value := card.accuracy.get(field), int | float):
+            return f"{name} {value:.1%}"
     return "trained"
 
 
@@ -280,6 +302,7 @@ app.command()(report)
 app.command()(dissect)
 app.command()(compare)
 app.command()(video)
+app.command()(export)
 app.command()(verbs.train)
 app.command()(verbs.finetune)
 app.command()(scoring_verbs.evaluate)

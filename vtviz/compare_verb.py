@@ -55,10 +55,13 @@ def compare(
     vtviz compare --model runs/mine --epochs 1,30 --out out --json
     """
     from vtviz.explain.compare import compare as run
-    from vtviz.explain.compare_picture import draw_comparison
+    from vtviz.explain.compare_picture import check_scale, draw_comparison
     from vtviz.export import publish, staged
+    from vtviz.render import check_drawing
 
     limits = parse_scale(scale)
+    check_drawing(cmap=cmap, scale=limits)
+    check_scale(limits)
     first, second = _sides(images or [], model or [], epochs, size, crop, device)
     comparison = run(first, second)
     with staged(out) as stage:
@@ -68,7 +71,7 @@ def compare(
             draw_comparison(comparison, first, second, index, cmap=cmap, scale=limits).save(stage / names[-1])
         names.append("compare.json")
         text = json.dumps(comparison.to_dict(), indent=1, ensure_ascii=False)
-        (stage / names[-1]).write_text(text + "\n", encoding="utf-8")
+        (stage / names[-1]).write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
         files = publish(stage, out, names)
     if as_json:
         print_json(comparison.to_dict() | {"files": {name: str(path) for name, path in files.items()}})

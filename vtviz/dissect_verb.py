@@ -9,7 +9,21 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vtviz.console import Device, Json, Model, Out, Size, counting, open_model, print_json
+from vtviz.console import (
+    MOST_SEED,
+    Device,
+    Dtype,
+    Engine,
+    Json,
+    Model,
+    Out,
+    Size,
+    counting,
+    folder_name,
+    named_path,
+    open_model,
+    print_json,
+)
 
 if TYPE_CHECKING:
     from vtviz.explain.atlas import Atlas
@@ -17,25 +31,41 @@ if TYPE_CHECKING:
 
 def dissect(
     data: Annotated[
-        Path, typer.Option(metavar="DIR", help="A folder of photos, class folders, or a set of images and masks.")
+        Path,
+        typer.Option(
+            metavar="DIR", parser=named_path, help="A folder of photos, class folders, or a set of images and masks."
+        ),
     ],
     out: Out,
     model: Model = None,
     masks: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="A set of images and masks, the same or another: which class is a token?"),
+        typer.Option(
+            metavar="DIR",
+            parser=named_path,
+            help="A set of images and masks, the same or another: which class is a token?",
+        ),
     ] = None,
-    split: Annotated[str, typer.Option(metavar="S", help="Part of the data that is looked at.")] = "val",
+    split: Annotated[
+        str, typer.Option(metavar="S", parser=folder_name, help="Part of the data that is looked at.")
+    ] = "val",
     n: Annotated[
-        int | None, typer.Option("--n", metavar="N", help="A random choice of so many photos. [dim]\\[all][/dim]")
+        int | None,
+        typer.Option("--n", min=2, metavar="N", help="A random choice of so many photos. [dim]\\[all][/dim]"),
     ] = None,
     threshold: Annotated[
-        float, typer.Option(metavar="X", help="A token's region is where its map lies above this, in x uniform.")
+        float, typer.Option(min=0, metavar="X", help="A token's region is where its map lies above this, in x uniform.")
     ] = 1.0,
-    photos: Annotated[int, typer.Option(metavar="N", help="Photos kept of those that a token peaks on most.")] = 12,
-    seed: Annotated[int, typer.Option(metavar="N", help="Of the choice, the order and the untrained model.")] = 0,
+    photos: Annotated[
+        int, typer.Option(min=1, max=1000, metavar="N", help="Photos kept of those that a token peaks on most.")
+    ] = 12,
+    seed: Annotated[
+        int, typer.Option(min=0, max=MOST_SEED, metavar="N", help="Of the choice, the order and the untrained model.")
+    ] = 0,
     size: Size = None,
     device: Device = None,
+    engine: Engine = "torch",
+    dtype: Dtype = "float32",
     as_json: Json = False,
 ) -> None:
     """See what each token stands for over a data set: the photos it peaks on, how selective and how redundant it is.
@@ -57,7 +87,7 @@ def dissect(
     from vtviz.explain.dissection import dissect as run
     from vtviz.export import publish, staged
 
-    predictor = open_model(model, device)
+    predictor = open_model(model, device, engine=engine, dtype=dtype)
     with counting("Dissecting") as progress:
         atlas = run(
             predictor,

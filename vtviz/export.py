@@ -7,7 +7,7 @@ import os
 import re
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 
@@ -90,7 +90,7 @@ def write_segmentation(
         palette_image(segmentation).save(stage / labels)
         _write_png(stage / overlay, label_overlay(segmentation, opacity=opacity))
         text = json.dumps(segmentation.to_dict(), indent=1, ensure_ascii=False)
-        (stage / facts).write_text(text + "\n", encoding="utf-8")
+        (stage / facts).write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
         return publish(stage, folder, files)
 
 
@@ -106,12 +106,18 @@ def staged(folder: str | os.PathLike[str]) -> Iterator[Path]:
     Raises:
         DataError: where the disk refuses, also what is done within.
     """
+    made: list[Path] = []
     try:
+        made += [path for path in (Path(folder), *Path(folder).parents) if not path.exists()]
         Path(folder).mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".unfinished-", dir=folder) as stage:
             yield Path(stage)
     except OSError as error:
         raise DataError(f"{folder}: cannot write: {error.strerror or error}") from None
+    finally:
+        with suppress(OSError):  # where nothing came of it, no empty folders stay
+            for path in made:
+                path.rmdir()
 
 
 def publish(stage: Path, folder: str | os.PathLike[str], names: Iterable[str]) -> dict[str, Path]:

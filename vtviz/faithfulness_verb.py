@@ -11,6 +11,7 @@ import typer
 
 from vtviz.console import (
     FAILED,
+    MOST_SEED,
     Crop,
     Device,
     Json,
@@ -18,8 +19,11 @@ from vtviz.console import (
     Size,
     complain,
     counting,
+    folder_name,
     name_files,
+    named_path,
     open_model,
+    output_folder,
     print_json,
 )
 from vtviz.train.verbs import restart_for_malloc
@@ -31,11 +35,18 @@ if TYPE_CHECKING:
 
 def faithfulness(
     data: Annotated[
-        Path, typer.Option(metavar="DIR", help="A folder of photos, class folders, or a set of images and masks.")
+        Path,
+        typer.Option(
+            metavar="DIR", parser=named_path, help="A folder of photos, class folders, or a set of images and masks."
+        ),
     ],
     model: Model = None,
-    split: Annotated[str, typer.Option(metavar="S", help="Part of the data that is looked at.")] = "val",
-    n: Annotated[int, typer.Option("--n", metavar="N", help="So many images, spread evenly over the data.")] = 100,
+    split: Annotated[
+        str, typer.Option(metavar="S", parser=folder_name, help="Part of the data that is looked at.")
+    ] = "val",
+    n: Annotated[
+        int, typer.Option("--n", min=1, metavar="N", help="So many images, spread evenly over the data.")
+    ] = 100,
     methods: Annotated[
         list[str] | None,
         typer.Option(
@@ -44,14 +55,23 @@ def faithfulness(
     ] = None,
     randomize: Annotated[bool, typer.Option(help="Also make each map with random weights.")] = True,
     seed: Annotated[
-        int, typer.Option(metavar="N", help="Of the choice, the random maps and weights, and the intervals.")
+        int,
+        typer.Option(
+            min=0, max=MOST_SEED, metavar="N", help="Of the choice, the random maps and weights, and the intervals."
+        ),
     ] = 0,
     size: Size = None,
     crop: Crop = None,
     device: Device = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", metavar="DIR", help="Write DIR/faithfulness.json, and all curves as .npz."),
+        typer.Option(
+            "--out",
+            "-o",
+            metavar="DIR",
+            parser=output_folder,
+            help="Write DIR/faithfulness.json, and all curves as .npz.",
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:

@@ -12,8 +12,8 @@ from PIL import Image
 
 from vtviz import render
 from vtviz.errors import ConfigError, DataError
-from vtviz.footage import hushed
 from vtviz.geometry import Geometry, upsample
+from vtviz.images import hushed
 from vtviz.lettering import line_height, shorten, write
 
 GAP, TEXT = 6, 13

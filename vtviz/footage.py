@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 import os
 import re
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ import numpy as np
 
 from vtviz import images
 from vtviz.errors import ImageError
+from vtviz.images import hushed
 from vtviz.suffixes import IMAGE_SUFFIXES
 
 MAGIC = re.compile(rb"....ftyp|\x1a\x45\xdf\xa3|RIFF....AVI ", re.DOTALL)
@@ -112,8 +112,16 @@ def open_footage(path: str | os.PathLike[str], limits: FootageLimits = LIMITS) -
     Raises:
         ImageError: for what is neither, in one line.
     """
+    if not os.fspath(path):
+        raise ImageError("'' is not a path: name a video file or a folder of frames")
+    if "://" in os.fspath(path):
+        raise ImageError(f"{os.fspath(path)!r} is a URL; only local files are read: download it and pass its path")
     path = Path(path).expanduser()
-    if path.is_dir():
+    try:
+        is_folder = path.is_dir()
+    except (OSError, ValueError) as error:  # a name that no file can have
+        raise ImageError(f"{str(path)[:100]!r} is not a path: {getattr(error, 'strerror', None) or error}") from None
+    if is_folder:
         files = tuple(
             sorted((p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()), key=_natural)
         )
@@ -175,27 +183,3 @@ def _check_video(path: Path, video: cv2.VideoCapture) -> None:
         raise ImageError(
             f"{path}: frames of {width} x {height} pixels; at most {most.pixels / 1e6:g} megapixels are read: shrink it"
         )
-
-
-_HUSHING = threading.Lock()
-
-
-@contextmanager
-def hushed() -> Iterator[None]:
-    """Nothing on stderr: FFmpeg writes there past Python, also where all is well."""
-    with _HUSHING:  # two at once would put the wrong one back
-        try:
-            kept = os.dup(2)
-        except OSError:  # there is no stderr
-            kept = None
-        if kept is None:
-            yield
-            return
-        try:
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, 2)
-            os.close(nowhere)
-            yield
-        finally:
-            os.dup2(kept, 2)
-            os.close(kept)

@@ -108,7 +108,7 @@ def report(
         segmentation = from_maps(maps, palette)
     page = _page(maps, maps.image, card, segmentation, sections)
     with staged(folder) as stage:
-        (stage / "report.html").write_text(page, encoding="utf-8")
+        (stage / "report.html").write_text(page, encoding="utf-8", errors="backslashreplace")
         maps.save(stage)
         names = [name for name in FILES if name != "manifest.json"]
         if pack:
@@ -146,7 +146,8 @@ def _page(
             _data(maps),
         )
     )
-    style, script = ((STATIC / name).read_text(encoding="utf-8") for name in ("report.css", "report.js"))
+    style, *scripts = ((STATIC / name).read_text(encoding="utf-8") for name in ("report.css", "maps.js", "report.js"))
+    script = "\n".join(scripts)
     styles = [style, *re.findall("<style>(.*?)</style>", body, re.DOTALL)]
     policy = (
         "default-src 'none'; img-src data:; base-uri 'none'; form-action 'none'; "

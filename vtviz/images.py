@@ -12,6 +12,8 @@ import re
 import stat
 import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -135,7 +137,8 @@ def _from_bytes(data: bytes, name: str, limits: ImageLimits, background: tuple[i
         what = f"it starts with {data[:8]!r}" if data else "it is empty"
         raise ImageError(f"{name} is not a JPEG, PNG, WebP, BMP, GIF or TIFF image: {what}")
     try:
-        with _quiet_pillow, Image.open(io.BytesIO(data), formats=[kind]) as image:
+        silence = hushed() if kind == "TIFF" else nullcontext()  # libtiff prints what it finds odd
+        with _quiet_pillow, silence, Image.open(io.BytesIO(data), formats=[kind]) as image:
             if kind == "TIFF":
                 _check_tiles(image, name, limits)
             return _from_pil(image, name, limits, background)
@@ -298,3 +301,26 @@ class _QuietPillow:
 
 
 _quiet_pillow = _QuietPillow()
+
+_HUSHING = threading.RLock()
+
+
+@contextmanager
+def hushed() -> Iterator[None]:
+    """Nothing on stderr: libtiff and FFmpeg write there past Python, also where all is well."""
+    with _HUSHING:  # two at once would put the wrong one back
+        try:
+            kept = os.dup(2)
+        except OSError:  # there is no stderr
+            kept = None
+        if kept is None:
+            yield
+            return
+        try:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, 2)
+            os.close(nowhere)
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vtviz.console import Crop, Device, Image, Json, Model, Size, name_files, open_model, print_json
+from vtviz.console import Crop, Device, Image, Json, Model, Size, name_files, open_model, output_folder, print_json
 
 if TYPE_CHECKING:
     from vtviz.explain.lineage import Lineage
@@ -22,7 +22,8 @@ def lineage(
     crop: Crop = None,
     device: Device = None,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", metavar="DIR", help="Write pictures and arrays to DIR.")
+        Path | None,
+        typer.Option("--out", "-o", metavar="DIR", parser=output_folder, help="Write pictures and arrays to DIR."),
     ] = None,
     as_json: Json = False,
 ) -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib.metadata import version
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,11 +18,13 @@ import vtviz
 from vtviz import checkpoints, geometry
 from vtviz.card import Card, Preprocessing
 from vtviz.data.classes import Palette, make_palette
-from vtviz.errors import ConfigError
-from vtviz.hooks import Layer, record
+from vtviz.engines import Engine, TorchEngine, check_engine, default_device, open_engine
+from vtviz.errors import ConfigError, ImageError
+from vtviz.hooks import Layer
 from vtviz.images import ImageSource
 from vtviz.images import load as load_image
 from vtviz.models.vt_fpn import PanopticFPNConfig
+from vtviz.pipeline import ahead
 from vtviz.segmentation import Segmentation, check_palette, from_maps
 from vtviz.tokens import LayerMaps, Prediction, TokenMaps, check_index, layer_maps, topk
 
@@ -31,14 +33,26 @@ DEFAULT_MODEL = "vt_resnet18_in109"
 DEFAULT_SEGMENTER = "vt_fpn_resnet18_ccp14"
 """The same for segmentation."""
 
-Images = ImageSource | Sequence[ImageSource]
-"""One image, or a list or tuple of them; see :func:`vtviz.images.load` for what an image may be."""
 
+@dataclass(frozen=True, eq=False)
+class Photo:
+    """An image as a model is about to get it, from :meth:`Predictor.open`.
 
-class _Photo(NamedTuple):
+    Attributes:
+        image: (H, W, 3) uint8 RGB, the original.
+        geometry: how it became the model's input.
+        input: (3, h, w) float32 in [0, 1], not normalised.
+        source: where the image came from, if from a file.
+    """
+
     image: np.ndarray
     geometry: geometry.Geometry
+    input: Tensor
     source: str | None
+
+
+Images = ImageSource | Photo | Sequence[ImageSource | Photo]
+"""One image, or a list or tuple of them; see :func:`vtviz.images.load` for what an image may be."""
 
 
 class Predictor:
@@ -53,6 +67,8 @@ class Predictor:
         classes: display names in the order of the logits; numbers where neither these nor a card are given.
         preprocessing: how the model wants its images; ImageNet's by default.
         device: where to move the model; by default it stays where it is.
+        engine: what runs the forward pass, from :func:`vtviz.engines.open_engine`; PyTorch in float32 by default.
+            Analyses that need gradients or change tokens run ``model`` itself.
 
     Attributes:
         palette: of a segmentation model: one colour per class, the card's, or made for the classes; of a classifier
@@ -70,9 +86,11 @@ class Predictor:
         classes: Sequence[str] | None = None,
         preprocessing: Preprocessing | None = None,
         device: str | torch.device | None = None,
+        engine: Engine | None = None,
     ) -> None:
         config: Any = model.config
         self.model = model if device is None else model.to(device)
+        self.engine = engine or TorchEngine(self.model)
         self.card = card
         self.name: str = card.name if card else type(model).__name__
         if classes is None:
@@ -128,7 +146,7 @@ class Predictor:
             range(len(self.strides)) if layers is None else [check_index("layer", i, len(self.strides)) for i in layers]
         )
 
-        def finish(photo: _Photo, logits: np.ndarray, recorded: list[Layer], row: int) -> TokenMaps:
+        def finish(photo: Photo, logits: np.ndarray, recorded: list[Layer], row: int) -> TokenMaps:
             maps = layer_maps(recorded, self.layer_names, self.strides, row)
             return self._result(photo, logits, tuple(maps[i] for i in chosen))
 
@@ -154,7 +172,7 @@ class Predictor:
             ConfigError: for a segmentation model, or an option that cannot work.
         """
 
-        def finish(_photo: _Photo, logits: np.ndarray, _recorded: list[Layer], _row: int) -> list[Prediction]:
+        def finish(_photo: Photo, logits: np.ndarray, _recorded: list[Layer], _row: int) -> list[Prediction]:
             return topk(logits, self.classes, k)
 
         return self._run(images, finish, size=size, crop=crop, batch_size=batch_size)
@@ -180,12 +198,12 @@ class Predictor:
         if palette is None:
             raise ConfigError(f"{self.name} is a classifier: it does not segment; predict() works")
 
-        def finish(photo: _Photo, logits: np.ndarray, _recorded: list[Layer], _row: int) -> Segmentation:
+        def finish(photo: Photo, logits: np.ndarray, _recorded: list[Layer], _row: int) -> Segmentation:
             return from_maps(self._result(photo, logits), palette)
 
         return self._run(images, finish, size=size, crop=crop, batch_size=batch_size)
 
-    def _result(self, photo: _Photo, logits: np.ndarray, layers: tuple[LayerMaps, ...] = ()) -> TokenMaps:
+    def _result(self, photo: Photo, logits: np.ndarray, layers: tuple[LayerMaps, ...] = ()) -> TokenMaps:
         return TokenMaps(
             layers=layers,
             logits=logits,
@@ -195,13 +213,13 @@ class Predictor:
             weights=self.card.sha256 if self.card else "",
             source=photo.source,
             image=photo.image,
-            versions=_versions(),
+            versions={**_versions(), **self.engine.versions},
         )
 
     def _run(
         self,
         images: Images,
-        finish: Callable[[_Photo, np.ndarray, list[Layer], int], Any],
+        finish: Callable[[Photo, np.ndarray, list[Layer], int], Any],
         *,
         size: int | None,
         crop: str | None,
@@ -213,14 +231,14 @@ class Predictor:
             raise ConfigError(f"batch_size must be at least 1, got {batch_size}")
         several = isinstance(images, list | tuple)
         sources: Sequence[Any] = images if several else [images]  # type: ignore[assignment]
-        photos = [self._open(source, size, crop) for source in sources]
+        photos = [s if isinstance(s, Photo) else self.open(s, size=size, crop=crop) for s in sources]
         by_size: dict[tuple[int, int], list[int]] = {}
         for i, photo in enumerate(photos):
             by_size.setdefault(photo.geometry.input, []).append(i)
         results: list[Any] = [None] * len(photos)
         for same in by_size.values():
             for batch in (same[i : i + batch_size] for i in range(0, len(same), batch_size)):
-                x = torch.stack([geometry.to_tensor(photos[i].image, photos[i].geometry) for i in batch])
+                x = torch.stack([photos[i].input for i in batch])
                 logits, layers = self.forward(x, hook_free=hook_free)
                 values = logits.float().cpu().numpy()
                 for row, i in enumerate(batch):
@@ -232,10 +250,57 @@ class Predictor:
         side = self.preprocessing.size if size is None else size
         return geometry.fit(shape, size=side, crop=crop, multiple=max(self.strides, default=32))
 
-    def _open(self, source: ImageSource, size: int | None, crop: str | None) -> _Photo:
+    def open(self, source: ImageSource, *, size: int | None = None, crop: str | None = None) -> Photo:
+        """Read and prepare one image: what :meth:`extract`, :meth:`predict` and :meth:`segment` do first.
+
+        They take what comes back in the place of an image; their ``size`` and ``crop`` say nothing then.
+
+        Args:
+            source: see :func:`vtviz.images.load`.
+            size: as for :meth:`extract`.
+            crop: as for :meth:`extract`.
+
+        Raises:
+            ImageError: for an image that cannot be read.
+            ConfigError: for an option that cannot work.
+        """
         image = load_image(source)
         fitted = self.fit((image.shape[0], image.shape[1]), size=size, crop=crop)
-        return _Photo(image, fitted, os.fspath(source) if isinstance(source, str | os.PathLike) else None)
+        name = os.fspath(source) if isinstance(source, str | os.PathLike) else None
+        return Photo(image, fitted, geometry.to_tensor(image, fitted), name)
+
+    def stream(
+        self, images: Iterable[ImageSource], *, size: int | None = None, crop: str | None = None
+    ) -> Iterator[Photo | ImageError]:
+        """Images of any number, read by threads while the model is at work on those before them.
+
+        ::
+
+            for photo in predictor.stream(paths):
+                if not isinstance(photo, ImageError):
+                    maps = predictor.extract(photo)
+
+        Only a few are in memory at a time.
+
+        Args:
+            images: see :func:`vtviz.images.load`.
+            size: as for :meth:`extract`.
+            crop: as for :meth:`extract`.
+
+        Yields:
+            In the order of the images a :class:`Photo`, or the error that says why there is none.
+
+        Raises:
+            ConfigError: for an option that cannot work.
+        """
+
+        def opened(source: ImageSource) -> Photo | ImageError:
+            try:
+                return self.open(source, size=size, crop=crop)
+            except ImageError as error:
+                return error
+
+        return (done.result() for done in ahead(opened, images))
 
     def forward(self, x: Tensor, *, hook_free: bool = False) -> tuple[Tensor, list[Layer]]:
         """A prepared batch through the model, without gradients: the step that every other method takes.
@@ -247,29 +312,10 @@ class Predictor:
         Returns:
             Logits, and one :class:`~vtviz.hooks.Layer` per layer of tokens (none for a model without tokens).
         """
-        dtype = next(self.model.parameters()).dtype
-        with inference(self.model, self.device):
-            x = self.preprocessing.normalize(x.to(self.device)).to(dtype)
-            if hook_free:
-                logits, blocks = self.model(x, return_maps=True)
-                return logits, [Layer(b.tokenizer, b.transformer, b.projector) for b in blocks]
-            with record(self.model) as recorder:
-                return self.model(x), recorder.layers()
-
-
-@contextmanager
-def inference(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Evaluation mode without gradients and without a caller's autocast, all put back at the end."""
-    training = [m for m in model.modules() if m.training]
-    # no_grad and not inference_mode: a caller's autocast would cache inference tensors of the weights for training
-    with torch.no_grad(), torch.autocast(device.type, enabled=False):
-        try:
-            for module in training:
-                module.training = False
-            yield
-        finally:
-            for module in training:
-                module.training = True
+        engine = self.engine
+        if hook_free and isinstance(engine, TorchEngine):  # the others have no hooks
+            engine = replace(engine, hook_free=True)
+        return engine(self.preprocessing.normalize(x.to(self.device)))
 
 
 @lru_cache(maxsize=1)
@@ -278,36 +324,30 @@ def _versions() -> dict[str, str]:
     return {"vtviz": vtviz.__version__, "python": platform.python_version(), **libraries}
 
 
-def default_device() -> str:
-    """``"cuda"`` where there is one, else ``"cpu"``."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def check_device(name: str) -> str:
-    """``name``, if a model can run there.
-
-    Raises:
-        ConfigError: for a device that is not to be had here.
-    """
-    try:
-        torch.zeros(1, device=name).item()  # "meta" fails here and not in the model
-    except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch compiled without CUDA asserts
-        raise ConfigError(f"cannot use device {name!r}: {str(error).splitlines()[0]}") from None
-    return name
-
-
-def load_model(name: str | os.PathLike[str] = DEFAULT_MODEL, device: str | torch.device | None = None) -> Predictor:
+def load_model(
+    name: str | os.PathLike[str] = DEFAULT_MODEL,
+    device: str | torch.device | None = None,
+    *,
+    engine: str = "torch",
+    dtype: str = "float32",
+) -> Predictor:
     """Load a checkpoint.
 
     Args:
         name: see :func:`list_models`; or the path of a ``.safetensors`` file or of a run's folder, or
             ``hf://owner/name``.
         device: where the model goes; CUDA where there is one by default.
+        engine: what runs the forward pass: "torch"; or "onnxruntime" or "openvino", on the CPU.
+        dtype: "float32"; or "bf16", bfloat16 where it is fast, of the engines torch and openvino.
 
     Raises:
         CheckpointError: where it is missing or damaged.
+        ConfigError: for an engine that is not to be had here.
     """
-    return Predictor(*checkpoints.load(name, device=device or default_device()))
+    check_engine(engine, dtype)
+    where = device or (default_device() if engine == "torch" else "cpu")
+    model, card = checkpoints.load(name, device=where)
+    return Predictor(model, card, engine=open_engine(engine, model, dtype=dtype, weights=card.sha256))
 
 
 def list_models() -> list[str]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vtviz.console import Crop, Device, Image, Json, Model, Size, name_files, open_model, print_json
+from vtviz.console import Crop, Device, Image, Json, Model, Size, name_files, open_model, output_folder, print_json
 from vtviz.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -29,7 +29,10 @@ def query(
     crop: Crop = None,
     device: Device = None,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", metavar="DIR", help="Write DIR/query.png and DIR/query.json.")
+        Path | None,
+        typer.Option(
+            "--out", "-o", metavar="DIR", parser=output_folder, help="Write DIR/query.png and DIR/query.json."
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:

@@ -95,6 +95,14 @@ def colorize(values: np.ndarray, cmap: str, vmin: float, vmax: float) -> np.ndar
     return _colours(np.clip(values, vmin, vmax), cmap, vmin, vmax)
 
 
+def check_drawing(*, align: str = "receptive_field", cmap: str = "jet", scale: Scale = "shared") -> None:
+    """Raise ConfigError where maps cannot be drawn so; arguments as of :func:`overlay`. Cheap: it draws nothing."""
+    if align not in geo.ALIGNMENTS:
+        raise ConfigError(f"unknown alignment {align!r}{did_you_mean(align, geo.ALIGNMENTS)}")
+    _check_cmap(cmap)
+    value_range(np.ones(1), scale)
+
+
 def _check_cmap(cmap: str) -> None:
     if cmap not in COLORMAPS:
         raise ConfigError(f"unknown colour map {cmap!r}{did_you_mean(cmap, COLORMAPS)}")

@@ -21,6 +21,12 @@ OUTLINE = 1000
 """An outline is a pixel thick, on either side of a border, for every so many pixels of the photo's longer side."""
 
 
+def check_opacity(opacity: float) -> None:
+    """Raise ConfigError unless it lies from 0 to 1."""
+    if not 0 <= opacity <= 1:
+        raise ConfigError(f"opacity must be from 0 to 1, got {opacity}")
+
+
 def label_overlay(
     segmentation: Segmentation,
     *,
@@ -46,8 +52,7 @@ def label_overlay(
     photo, labels = segmentation.image, segmentation.labels
     if photo is None:
         raise ConfigError("this segmentation does not hold its image")
-    if not 0 <= opacity <= 1:
-        raise ConfigError(f"opacity must be from 0 to 1, got {opacity}")
+    check_opacity(opacity)
     drawn = np.zeros(UNSEEN + 1, bool)
     drawn[range(len(segmentation.classes)) if classes is None else _find(classes, segmentation.classes)] = True
     colours = _table(segmentation)[labels]

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from vtviz.console import Crop, Device, Image, Json, Model, Out, Size, open_model, print_json
+from vtviz.console import Crop, Device, Image, Json, Model, Out, Size, named_path, open_model, print_json
 from vtviz.errors import DataError
 
 
@@ -21,7 +21,9 @@ def report(
     add: Annotated[
         list[Path] | None,
         typer.Option(
-            metavar="JSON", help="A finished analysis such as ablation.json, and the .png of its name; repeatable."
+            metavar="JSON",
+            parser=named_path,
+            help="A finished analysis such as ablation.json, and the .png of its name; repeatable.",
         ),
     ] = None,
     pack: Annotated[bool, typer.Option("--zip", help="Also write report.zip, which holds all of it.")] = False,

@@ -5,12 +5,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vtviz.console import Crop, Device, Images, Json, Out, Size, each_image, find_images, open_model
+from vtviz.console import Crop, Device, Dtype, Engine, Images, Json, Out, Size, each_image, find_images, open_model
 from vtviz.errors import ConfigError
+
+if TYPE_CHECKING:
+    from vtviz.segmentation import Segmentation
 
 
 def segment(
@@ -30,6 +33,8 @@ def segment(
     crop: Crop = None,
     opacity: Annotated[float, typer.Option(metavar="0-1", help="Of the colours over the photo.")] = 0.6,
     device: Device = None,
+    engine: Engine = "torch",
+    dtype: Dtype = "float32",
     as_json: Json = False,
 ) -> None:
     """Write which class each pixel of images belongs to.
@@ -51,21 +56,25 @@ def segment(
     """
     from vtviz.export import name_results, segmentation_files, write_segmentation
     from vtviz.predictor import DEFAULT_SEGMENTER
+    from vtviz.render_labels import check_opacity
 
+    check_opacity(opacity)
     found, failures = find_images(images)
     names = dict(zip(found, name_results(found, "_overlay"), strict=True))
     inputs = {path.resolve() for path in found}
     for target in (out / file for name in names.values() for file in segmentation_files(name)):
         if target.resolve() in inputs:
             raise ConfigError(f"{target} is one of the images and would be lost: choose another --out")
-    predictor = open_model(model or DEFAULT_SEGMENTER, device)
+    predictor = open_model(DEFAULT_SEGMENTER if model is None else model, device, engine=engine, dtype=dtype)
 
-    def work(path: Path) -> dict[str, Any]:
-        segmentation = predictor.segment(path, size=size, crop=crop)
+    def write(path: Path, segmentation: Segmentation) -> dict[str, Any]:
         written = write_segmentation(segmentation, out, names[path], opacity=opacity)
         return segmentation.to_dict() | {"files": {name: str(file) for name, file in written.items()}}
 
-    each_image(found, failures, work, doing="Segmenting", sentence=_sentence, as_json=as_json)
+    photos = predictor.stream(found, size=size, crop=crop)
+    each_image(
+        found, failures, photos, predictor.segment, write, doing="Segmenting", sentence=_sentence, as_json=as_json
+    )
 
 
 def _sentence(result: dict[str, Any]) -> str:

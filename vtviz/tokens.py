@@ -26,6 +26,7 @@ from PIL import Image
 from vtviz import geometry as geo
 from vtviz import images
 from vtviz.errors import ConfigError, DataError
+from vtviz.files import write
 from vtviz.hooks import Layer
 from vtviz.statistics import DEAD_PEAK, LayerStatistics, map_statistics
 
@@ -253,7 +254,8 @@ class TokenMaps:
             arrays |= {f"{layer.name}.{name}": array for name, array in parts.items()}
             layers.append({"name": layer.name, "stride": layer.stride, "error": layer.error})
         buffer = io.BytesIO()
-        np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]  # typed as if names could clash with options
+        # not compressed: that takes as long as the model, and saves 8 %
+        np.savez(buffer, **arrays)  # type: ignore[arg-type]  # typed as if names could clash with options
         files = {"maps.npz": buffer.getvalue()}
         if photo is not None:
             buffer = io.BytesIO()
@@ -280,7 +282,7 @@ class TokenMaps:
         try:
             Path(folder).mkdir(parents=True, exist_ok=True)
             for name, data in files.items():
-                paths[name].write_bytes(data)
+                write(paths[name], data)
         except OSError as error:
             raise DataError(f"{folder}: cannot write: {error.strerror or error}") from None
         return paths

@@ -199,7 +199,7 @@ def write_film(
             files={file: Path(folder) / file for file in names},
         )
         text = json.dumps(result.to_dict(), indent=1, ensure_ascii=False)
-        (stage / names[-1]).write_text(text + "\n", encoding="utf-8")
+        (stage / names[-1]).write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
         publish(stage, folder, names)
     return result
 

@@ -9,7 +9,20 @@ from typing import Annotated
 
 import typer
 
-from vtviz.console import Crop, Device, Json, Model, Out, Size, counting, open_model, parse_scale, print_json
+from vtviz.console import (
+    Crop,
+    Device,
+    Dtype,
+    Engine,
+    Json,
+    Model,
+    Out,
+    Size,
+    counting,
+    open_model,
+    parse_scale,
+    print_json,
+)
 from vtviz.errors import ConfigError
 
 
@@ -21,8 +34,10 @@ def video(
     model: Model = None,
     layer: Annotated[int, typer.Option(metavar="N", help="From 0, negative from the end.")] = 0,
     tokens: Annotated[str | None, typer.Option(metavar="0,3,5", help="Of that layer. [dim]\\[all][/dim]")] = None,
-    every: Annotated[int, typer.Option(metavar="N", help="Look at one frame of N.")] = 1,
-    frames: Annotated[int, typer.Option(metavar="N", help="Look at no more frames than this.")] = 300,
+    every: Annotated[int, typer.Option(min=1, max=100_000, metavar="N", help="Look at one frame of N.")] = 1,
+    frames: Annotated[
+        int, typer.Option(min=1, max=100_000, metavar="N", help="Look at no more frames than this.")
+    ] = 300,
     kind: Annotated[str, typer.Option("--format", metavar="F", help="webm, or webp (an animated picture).")] = "webm",
     fps: Annotated[
         float | None, typer.Option(metavar="N", help="Frames a second. [dim]\\[as it was; 10 for a folder][/dim]")
@@ -35,6 +50,8 @@ def video(
     size: Size = None,
     crop: Crop = None,
     device: Device = None,
+    engine: Engine = "torch",
+    dtype: Dtype = "float32",
     as_json: Json = False,
 ) -> None:
     """Write a film of what each token looks at in a video or a folder of frames, and its arrays.
@@ -62,7 +79,7 @@ def video(
     (name,) = name_results([Path(source).resolve()])
     if (out / f"{name}.{kind}").resolve() == Path(source).resolve():
         raise ConfigError(f"{source} would be lost: choose another --out")
-    predictor = open_model(model, device)
+    predictor = open_model(model, device, engine=engine, dtype=dtype)
     with counting("Filming") as progress:
         film = write_film(
             predictor,

@@ -68,14 +68,15 @@
       const { layer } = state;
       if (this.built !== `${scene.payload.id} ${layer}`) this.build(scene, layer);
       this.built = `${scene.payload.id} ${layer}`;
-      const [caption, unit, change] = MEASURES[vtviz.measureOf(scene, state)];
+      const measure = vtviz.measureOf(scene, state);
+      const [caption, unit, change] = MEASURES[measure];
       const values = found.layers.map(({ effects }, i) =>
         this.kinds[i].map((_, slot) => MODES.map(([mode]) => change(effects[mode], slot, state.label) ?? null)));
       const top = Math.max(1e-9, ...values.flat(2).filter((value) => value !== null).map(Math.abs));
       const signed = values.flat(2).some((value) => value !== null && value < 0);
       this.list.classList.toggle("vtx-signed", signed);
-      this.unit.textContent = `${caption}, change in ${unit}. Layer ${layer}, on one scale with all layers.`;
-      this.told.textContent = this.tell(scene, found, layer, values[layer], vtviz.measureOf(scene, state));
+      this.unit.textContent = `${caption}, ${measure === "changed" ? "" : "change "}in ${unit}. Layer ${layer}, on one scale with all layers.`;
+      this.told.textContent = this.tell(scene, found, layer, values[layer], measure);
       this.rows.forEach((row, slot) => this.drawRow(row, values[layer][slot], { top, signed, found, layer, slot, state, scene }));
       const order = state.order === "sorted"
         ? this.rows.map((_, i) => i).sort((a, b) => Math.abs(values[layer][b][0] ?? 0) - Math.abs(values[layer][a][0] ?? 0))

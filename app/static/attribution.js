@@ -31,8 +31,9 @@
       const ask = make("div", { class: "vtx-ask" }, labelled("Class", this.target, help("class", CLASS_HELP)), this.job.element);
       this.told = make("p", { class: "vtx-told", "aria-live": "polite" });
       this.maps = make("div", { class: "vtx-methods" });
+      this.shares = new vtviz.TokenShares(set);
       this.agreement = make("section", { class: "vtx-agreement vtx-box" });
-      this.element = make("div", {}, this.lead, ask, this.told, this.maps, this.agreement);
+      this.element = make("div", {}, this.lead, ask, this.told, this.maps, this.shares.element, this.agreement);
     }
 
     load(scene) {
@@ -56,13 +57,15 @@
     draw(scene, state) {
       const found = scene.results.attribution;
       for (const part of [this.told, this.maps, this.agreement]) part.hidden = !found;
-      if (this.found !== found) this.build(found);
+      this.shares.element.hidden = !found || !scene.descent;
+      if (this.found !== found) this.build(scene, found);
       this.found = found;
       if (!found) return;
       for (const tile of this.tiles) this.drawTile(tile, scene, state, found.geometry);
+      this.shares.draw(scene, state);
     }
 
-    build(found) {
+    build(scene, found) {
       if (!found) return this.tiles.splice(0);
       const { target, methods } = found;
       this.told.textContent = `${target.label}, ${(100 * target.probability).toFixed(1)} %. Each map has a scale of its own, written below it.`;
@@ -87,6 +90,7 @@
         return { method, canvas, dot, mat, values, element };
       });
       this.maps.replaceChildren(...this.tiles.map((tile) => tile.element));
+      this.shares.build(scene, found);
       this.buildAgreement(found);
     }
 
@@ -125,7 +129,8 @@
   }
 
   function short(value) {
-    return Number(value.toPrecision(2)).toString();
+    const rounded = Number(value.toPrecision(2));
+    return rounded < 1000 ? rounded.toString() : vtviz.compact(rounded);
   }
 
   Object.assign(vtviz, { AttributionView });

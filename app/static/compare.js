@@ -83,6 +83,15 @@
       return this.data.match.layers[layer]?.pairs.find((pair) => (i ? pair.second : pair.first) === token);
     }
 
+    /** What one sees here, in a line. */
+    tell({ pairs }) {
+      const [a, b] = this.data.match.labels;
+      if (a !== b) return `Beside each token of ${a} stands the one of ${b} that looks at the most similar places.`;
+      const own = pairs.filter((pair) => pair.first === pair.second).length;
+      return `One model, two photos: beside each token stands the one that looks at the most similar places. ${own} of ${pairs.length} `
+        + "find the token of their own number, so that they keep their part from photo to photo (by chance 1 would).";
+    }
+
     describe() {
       const [left, right] = this.views.map((view) => view.state);
       const match = this.data.match.layers[left.layer];
@@ -99,6 +108,7 @@
       const alone = match.unmatched.map((tokens, i) => tokens.length &&
         `${this.data.match.labels[i]}: ${tokens.join(", ")}`).filter(Boolean);
       this.pairs.replaceChildren(
+        make("p", { class: "vtx-lead" }, this.tell(match)),
         make("p", {}, `Layer ${left.layer} (${[...new Set(match.names)].join(" and ")}): the ${match.pairs.length} pairs share `,
           make("b", {}, percent(match.mean)), ` of their weight on average; by chance ${percent(match.chance)} `,
           help("a pair", HELP), alone.length ? ` · without a partner: ${alone.join("; ")}` : ""),

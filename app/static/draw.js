@@ -101,8 +101,8 @@
     }
   }
 
-  /** Values to write on a colour bar: the ends, 1 (uniform), and round numbers that leave room. */
-  function ticks(low, high) {
+  /** Values to write on a colour bar: the ends, 1 (uniform), and round numbers that leave room: a share of the bar. */
+  function ticks(low, high, room = 0.085) {
     const span = high - low;
     if (!(span > 0)) return [low];
     const rough = span / 5;
@@ -112,7 +112,7 @@
     for (let v = Math.ceil(low / step) * step; v < high; v += step) wanted.push(v);
     const kept = [];
     for (const value of wanted) {
-      const crowded = kept.some((other) => Math.abs(other - value) < 0.085 * span);
+      const crowded = kept.some((other) => Math.abs(other - value) < room * span);
       if (value >= low && value <= high && !crowded) kept.push(value);
     }
     return kept.sort((a, b) => a - b);
@@ -128,8 +128,8 @@
   }
 
   /** Ticks with their labels; the end is marked "+", for higher values take the last colour too. */
-  function marks(low, high) {
-    const inner = ticks(low, high).filter((value) => high - value > 0.18 * (high - low));
+  function marks(low, high, room) {
+    const inner = ticks(low, high, room).filter((value) => high - value > Math.max(0.18, room ?? 0) * (high - low));
     return [...inner.map((value) => [value, tickLabel(value)]), [high, `${tickLabel(high)}+`]];
   }
 

@@ -10,6 +10,11 @@
     running.get(answer?.job)?.hear(answer);
   }
 
+  /** Called when the server did not take a call, as where its queue is full: which one it does not say. */
+  function lost() {
+    for (const job of [...running.values()]) if (!job.heard) job.hear({ error: "The page did not take it; try again in a moment." });
+  }
+
   /** A button that asks, and what stands in its place meanwhile. */
   class Job {
     /** `trigger(event, data)` asks the server; `done(result)` hears of the result. */
@@ -29,6 +34,7 @@
       this.id = `${Date.now().toString(36)}-${Math.random().toString(36).slice(2)}`;
       running.set(this.id, this);
       this.started = performance.now();
+      this.heard = false;
       this.show("busy");
       this.bar.removeAttribute("value");
       this.told.textContent = "Waiting for the server …";
@@ -36,6 +42,7 @@
     }
 
     hear(answer) {
+      this.heard = true;
       if (typeof answer.done === "number") {
         const share = answer.done / Math.max(1, answer.total);
         this.bar.value = share;
@@ -68,5 +75,5 @@
     }
   }
 
-  Object.assign(vtviz, { hear, Job });
+  Object.assign(vtviz, { hear, lost, Job });
 })();

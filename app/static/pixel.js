@@ -60,7 +60,8 @@
         && scene.layers.map((layer) => vtviz.query(layer, geometry, state.place, state.align, vtviz.headOf(layer, state)));
       const seen = Boolean(answers?.[0]);
       this.where.textContent = !state.place
-        ? "Click a pixel of the photo, or drag a box: you see which tokens look there, and which tokens that place reads."
+        ? "Click a pixel of the photo, or drag a box: you see which tokens look there, and which tokens that place reads. "
+          + "Or Tab to the photo: arrows move the pointer (with Shift by 10 pixels), Enter asks."
         : `${named(state.place)}${seen ? "" : " was cut off by the crop: the model did not see it. Choose another place."}`;
       this.layers.hidden = !seen;
       if (!seen) return;

@@ -40,5 +40,31 @@
     return { readBy, reads: layer.projector && Array.from({ length: slots }, (_, slot) => read(slot)) };
   }
 
-  Object.assign(vtviz, { query });
+  /** The pixel of `count` along a side at which a share of it lies. */
+  function cellOf(share, count) {
+    return Math.min(Math.max(Math.floor(share * count), 0), count - 1);
+  }
+
+  /** The pixel [y, x] of a picture of `size` (height, width) at shares of it. */
+  function pixelAt(shares, size) {
+    return size.map((count, i) => cellOf(shares[i], count));
+  }
+
+  /** The pixels [x0, y0, x1, y1) of a box between two points, in shares of the picture. */
+  function boxBetween(from, to, size) {
+    const ends = [from, to].map((point) => pixelAt(point, size));
+    const [top, left] = [0, 1].map((i) => Math.min(ends[0][i], ends[1][i]));
+    const [bottom, right] = [0, 1].map((i) => Math.max(ends[0][i], ends[1][i]));
+    return [left, top, right + 1, bottom + 1];
+  }
+
+  const STEPS = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0], Enter: [0, 0] };
+
+  /** The pixel [y, x] that a key leads to: an arrow to the next, with Shift to the tenth; null for a key of other use. */
+  function pixelAfter({ key, shiftKey }, pixel, size) {
+    const step = STEPS[key];
+    return step ? size.map((count, i) => Math.min(Math.max(pixel[i] + step[i] * (shiftKey ? 10 : 1), 0), count - 1)) : null;
+  }
+
+  Object.assign(vtviz, { query, cellOf, pixelAt, boxBetween, pixelAfter });
 })();

@@ -43,6 +43,7 @@
       const choose = (...drag) => this.choose(...drag);
       this.map = new vtviz.Picture("map", point, choose);
       this.map.canvas.tabIndex = 0;
+      this.map.canvas.onblur = () => this.point(null);
       this.map.caption.setAttribute("aria-live", "polite");
       this.photo = new vtviz.Picture("photo", point, choose);
       this.classes = new vtviz.Picture("classes", point, choose);
@@ -113,10 +114,12 @@
       return { element, load, draw };
     }
 
-    /** Arrow keys: left and right walk the tokens of a layer, up and down the layers. */
+    /** Arrow keys: left and right walk the tokens of a layer, up and down the layers; while Pixel is open and the photo has
+     * the focus, they walk its pixels. */
     walk(event) {
       if (!this.scene?.layers.length || event.altKey || event.ctrlKey || event.metaKey) return;
       if (event.target.matches("select, input")) return; // whose own keys these are
+      if (event.target === this.map.canvas && this.views.open(this.state).name === "pixel") return this.steer(event);
       const { layer, token } = this.state;
       const layers = this.scene.layers;
       const steps = {
@@ -131,8 +134,20 @@
       if (this.rows.holds(document.activeElement)) this.rows.focus(this.state);
     }
 
-    /** Show a new payload (app/payload.py). The first one opens at its most selective token; afterwards options and the
-     * chosen token stay, where the new model has it. */
+    /** Move the pointer by a pixel, with Shift by ten; Enter asks the pixel that it is on. */
+    steer(event) {
+      const size = this.scene.payload.geometry.original;
+      const { place } = this.state;
+      const start = this.pointer || !place ? vtviz.pixelAt(this.pointer ?? [0.5, 0.5], size) : [place[1], place[0]];
+      const next = vtviz.pixelAfter(event, start, size);
+      if (!next) return;
+      event.preventDefault();
+      this.point(next.map((pixel, i) => (pixel + 0.5) / size[i]));
+      if (event.key === "Enter") this.set({ place: vtviz.boxBetween(this.pointer, this.pointer, size) });
+    }
+
+    /** Show a new payload (app/payload.py). The first one, and the first of another kind of model, opens at its most
+     * selective token; otherwise options and the chosen token stay, where the new model has it. */
     async load(payload) {
       if (this.scene?.payload.id === payload.id) return; // of a control that was set, not chosen
       const photo = new Image();
@@ -141,7 +156,11 @@
       const [segments] = await Promise.all([vtviz.decodeSegments(payload.segmentation), photo.decode()]);
       if (this.loading !== photo) return; // a newer one came meanwhile
       const layers = payload.layers.map((layer, i) => new vtviz.Layer(layer, i));
-      if (!this.scene && layers.length) this.state.token = layers[0].strongest();
+      if (layers.length && (!this.scene || Boolean(this.scene.segments) !== Boolean(segments))) {
+        // of a VT-FPN its coarsest level, whose tokens look at things: those of the finest look at edges
+        this.state.layer = segments ? layers.length - 1 : 0;
+        this.state.token = layers[this.state.layer].strongest();
+      }
       const same = this.scene?.payload.model === payload.model;
       const descent = payload.lineage && new vtviz.Descent(payload.lineage);
       const photographed = this.scene?.payload.photo === payload.photo;
@@ -278,7 +297,8 @@
       const width = this.bar.parentElement.clientWidth;
       const [wide, tall] = vtviz.resize(this.bar, width, 12);
       vtviz.bar(this.bar.getContext("2d"), 0, 0, wide, tall, this.luts[state.colormap]);
-      const whole = state.scale === "map" ? vtviz.ticks(low, high).map((v) => [v, vtviz.tickLabel(v)]) : vtviz.marks(low, high);
+      const room = Math.max(0.085, 30 / width); // of a label, as a share of the bar
+      const whole = state.scale === "map" ? vtviz.ticks(low, high, room).map((v) => [v, vtviz.tickLabel(v)]) : vtviz.marks(low, high, room);
       const marks = whole.map(([value, label]) => {
         const share = high > low ? (value - low) / (high - low) : 0;
         const edge = share < 0.02 ? "vtx-first" : share > 0.98 ? "vtx-last" : null;
@@ -293,13 +313,9 @@
     /** The pixels that a click or a drag on the photo chose, while Pixel is open. */
     choose(from, to, done) {
       if (this.views.open(this.state).name !== "pixel") return;
-      const [height, width] = this.scene.payload.geometry.original;
-      const ends = [from, to].map(([y, x]) => [cellOf(y, height), cellOf(x, width)]);
-      const [top, left] = [0, 1].map((i) => Math.min(ends[0][i], ends[1][i]));
-      const [bottom, right] = [0, 1].map((i) => Math.max(ends[0][i], ends[1][i]));
       const moved = Math.max((to[0] - from[0]) ** 2, (to[1] - from[1]) ** 2) > 0.01 ** 2; // a hand trembles
       if (!moved && !done) return;
-      this.set({ place: moved ? [left, top, right + 1, bottom + 1] : [ends[1][1], ends[1][0], ends[1][1] + 1, ends[1][0] + 1] });
+      this.set({ place: vtviz.boxBetween(moved ? from : to, to, this.scene.payload.geometry.original) });
     }
 
     drawPlace() {
@@ -320,7 +336,7 @@
     drawPointer() {
       if (!this.scene || (!this.scene.segments && !this.scene.layers.length)) return;
       const { scene, pointer } = this;
-      for (const picture of [this.photo, this.map]) picture.mark(pointer);
+      for (const picture of [this.photo, this.map]) picture.mark(pointer, pointer && this.whereabouts());
       this.attribution.mark(pointer);
       this.rows.mark(pointer);
       if (scene.layers.length) this.numbers.here.textContent = pointer ? this.valueHere() : "–";
@@ -330,11 +346,17 @@
       this.legend.mark(found);
     }
 
+    /** The pixel under the pointer, while Pixel is open. */
+    whereabouts() {
+      if (this.views.open(this.state).name !== "pixel") return null;
+      const [y, x] = vtviz.pixelAt(this.pointer, this.scene.payload.geometry.original);
+      return `${x}, ${y}`;
+    }
+
     valueHere() {
       const { scene, state, pointer } = this;
       const layer = scene.layers[state.layer];
-      const [height, width] = scene.payload.geometry.original;
-      const [y, x] = [cellOf(pointer[0], height), cellOf(pointer[1], width)];
+      const [y, x] = vtviz.pixelAt(pointer, scene.payload.geometry.original);
       const map = layer.map(state.token, vtviz.headOf(layer, state));
       const value = vtviz.valueAt(map, layer, scene.payload.geometry, y, x, state.align);
       return Number.isNaN(value) ? "cut off" : format(value);
@@ -349,11 +371,6 @@
       if (!this.scene?.layers.length && !this.scene?.segments) return;
       vtviz.panel(this.scene, this.state).toBlob((blob) => vtviz.download(blob, "vtviz_panel.png"), "image/png");
     }
-  }
-
-  /** The pixel of `count` along a side at which a share of it lies. */
-  function cellOf(share, count) {
-    return Math.min(Math.max(Math.floor(share * count), 0), count - 1);
   }
 
   /** "road, 93 %", and what an uploaded mask says. */

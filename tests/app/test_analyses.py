@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from app.analyses import FAILED, FINEST, Analyses, encode_attributions
+from app.analyses import FAILED, FINEST, Analyses, Job, encode_attributions
 from app.explore import Explore
 from app.page import build_page
 from app.shown import EXPIRED, VIEWS, Shown
@@ -38,6 +38,9 @@ def shown(photo) -> Shown:
     return Shown(str(photo), uploaded=True, model="own", view=WHOLE)
 
 
+ME = SimpleNamespace(session_hash="me")
+
+
 def event(**data) -> SimpleNamespace:
     return SimpleNamespace(job="j1", **data)
 
@@ -49,7 +52,7 @@ def last(answers) -> dict:
 
 
 def test_an_ablation_is_the_api_s(analyses, shown, shelf, photo):
-    end = last(analyses.analyse(shown, event(kind="ablation", label=2)))
+    end = last(analyses.analyse(shown, event(kind="ablation", label=2), ME))
     assert end["result"] == json.loads(json.dumps(ablate(shelf.get("own"), photo, target=2).to_dict()))
 
 
@@ -94,22 +97,22 @@ def test_maps_of_an_attribution_arrive_where_they_were(shelf, photo):
     ],
 )
 def test_what_cannot_be_is_one_line(analyses, shown, fields, line):
-    end = last(analyses.analyse(shown, event(**fields)))
+    end = last(analyses.analyse(shown, event(**fields), ME))
     assert line in end["error"]
     assert "\n" not in end["error"]
 
 
 def test_lost_photos_and_faults_of_the_server_are_told(analyses, shown, caplog):
-    assert last(analyses.analyse(None, event(kind="ablation"))) == {"job": "j1", "error": EXPIRED}
+    assert last(analyses.analyse(None, event(kind="ablation"), ME)) == {"job": "j1", "error": EXPIRED}
     gone = replace(shown, photo="/nowhere/photo.png")
-    assert last(analyses.analyse(gone, event(kind="ablation")))["error"] == EXPIRED
+    assert last(analyses.analyse(gone, event(kind="ablation"), ME))["error"] == EXPIRED
     plain = replace(shown, model="plain")
-    assert "without tokens" in last(analyses.analyse(plain, event(kind="ablation")))["error"]
+    assert "without tokens" in last(analyses.analyse(plain, event(kind="ablation"), ME))["error"]
 
     def fault(*_):
         raise ZeroDivisionError("secret")
 
-    assert last(analyses._run("j1", shown, fault)) == {"job": "j1", "error": FAILED}
+    assert last(analyses._run(Job("me", "j1"), shown, fault)) == {"job": "j1", "error": FAILED}
     assert "secret" in caplog.text
 
 
@@ -124,14 +127,14 @@ def test_a_cancelled_job_stops_at_its_next_step(analyses, shown):
             go.wait(5)
         return {}
 
-    answers = analyses._run("j2", shown, work)
+    answers = analyses._run(Job("me", "j2"), shown, work)
     assert "done" in next(answers)
-    analyses.cancel(SimpleNamespace(job="j2"))
+    analyses.cancel(SimpleNamespace(job="j2"), ME)
     go.set()
     assert list(answers)[-1] == {"job": "j2", "cancelled": True}
     assert len(steps) <= 3
-    assert last(analyses._run("j1", shown, lambda *_: {})) == {"job": "j1", "result": {}}  # others go on
-    never = analyses._run("j2", shown, lambda *_: steps.append("started"))
+    assert last(analyses._run(Job("me", "j1"), shown, lambda *_: {})) == {"job": "j1", "result": {}}  # others go on
+    never = analyses._run(Job("me", "j2"), shown, lambda *_: steps.append("started"))
     assert list(never) == [{"job": "j2", "cancelled": True}]  # cancelled while it waited
     assert "started" not in steps
 
@@ -146,14 +149,14 @@ def test_whoever_leaves_stops_the_work(analyses, shown):
         finally:
             stopped.set()
 
-    answers = analyses._run("j3", shown, work)
+    answers = analyses._run(Job("me", "j3"), shown, work)
     next(answers)
     answers.close()
     assert stopped.wait(10)
 
 
 def test_a_report_holds_what_was_computed(analyses, shown, photo):
-    *_, (end, file) = analyses.report(shown, event(sections={"ablation": 1}))
+    *_, (end, file) = analyses.report(shown, event(sections={"ablation": 1}), ME)
     assert end == {"job": "j1", "result": {"file": file}}
     with zipfile.ZipFile(file) as archive:
         assert sorted(archive.namelist()) == ["manifest.json", "maps.npz", "report.html"]
@@ -162,7 +165,7 @@ def test_a_report_holds_what_was_computed(analyses, shown, photo):
     assert "Does a token matter?" in page
     assert "my coffee.jpg" in page
     assert str(photo.parent) not in page + manifest
-    *_, (_, file) = analyses.report(replace(shown, photo="cat", uploaded=False), event(sections="all of them"))
+    *_, (_, file) = analyses.report(replace(shown, photo="cat", uploaded=False), event(sections="all of them"), ME)
     with zipfile.ZipFile(file) as archive:
         page = archive.read("report.html").decode()
     assert "Chelsea the cat" in page
@@ -171,5 +174,10 @@ def test_a_report_holds_what_was_computed(analyses, shown, photo):
 
 def test_long_calls_wait_for_one_another_and_keep_nobody_else_waiting(shelf):
     long = [f for f in build_page(shelf).fns.values() if f.concurrency_id == "analysis"]
-    assert [f.name for f in long] == ["analyse", "report"]
-    assert all(f.concurrency_limit == 1 and f.api_visibility == "private" for f in long)
+    assert {f.name: f.api_visibility for f in long} == {
+        "analyse": "private",
+        "report": "private",
+        "ablate": "public",
+        "attribute": "public",
+    }
+    assert all(f.concurrency_limit == 1 for f in long)

@@ -10,6 +10,7 @@ import pytest
 
 from app.examples import load_examples
 from vtviz.explain.ablation import ablate
+from vtviz.explain.attribution import attribute
 from vtviz.explain.lineage import lineage
 from vtviz.explain.query import query
 from vtviz.predictor import extract_tokens
@@ -153,6 +154,39 @@ def test_a_drag_asks_a_region_and_a_crop_may_have_cut_it_off(visit, maps):
     assert page.locator(".vtx-chart:visible").count() == 0
 
 
+def test_a_pixel_is_asked_by_keyboard_and_the_focus_says_what_arrows_walk(visit, maps):
+    page = visit("/?view=pixel&layer=0&token=3")
+    height, width = maps.geometry.original
+    page.evaluate("document.querySelector('.vtx').view.set({ place: [40, 9, 60, 30] })")
+    frame(page)
+    page.locator(".vtx-photo").focus()
+    for key in ("ArrowRight", "Shift+ArrowRight", "Shift+ArrowUp", "ArrowDown"):  # from the corner of what was asked
+        page.keyboard.press(key)
+    assert page.inner_text(".vtx-flag") == "51, 1"  # not above the top
+    assert state(page)["place"] == [40, 9, 60, 30]  # only pointed at yet
+    page.keyboard.press("Enter")
+    frame(page)
+    assert state(page)["place"] == [51, 1, 52, 2]
+    by = numbers(page.locator(".vtx-chart").nth(0).locator(".vtx-grow-left span").all_inner_texts())
+    np.testing.assert_allclose(by, query(maps, at=(51, 1)).layers[0].read_by[0], atol=0.051)
+    assert (state(page)["layer"], state(page)["token"]) == (0, 3)
+    page.locator(".vtx-node").nth(5).focus()
+    assert page.locator(".vtx-flag").is_hidden()
+    page.keyboard.press("ArrowRight")
+    assert (state(page)["token"], state(page)["place"]) == (4, [51, 1, 52, 2])
+    tab(page, "Tokens")
+    page.locator(".vtx-photo").focus()
+    page.keyboard.press("ArrowRight")
+    assert (state(page)["token"], state(page)["place"]) == (5, [51, 1, 52, 2])
+    page.mouse.click(*(page.locator(".vtx-photo").bounding_box()[side] + 5 for side in "xy"))
+    tab(page, "Pixel")
+    page.evaluate("document.querySelector('.vtx').view.set({ place: null })")
+    page.locator(".vtx-photo").focus()
+    page.mouse.move(1, 1)
+    page.keyboard.press("Enter")
+    assert state(page)["place"] == [width // 2, height // 2, width // 2 + 1, height // 2 + 1]
+
+
 def test_lineage_follows_a_token_and_says_what_it_reads(visit, maps):
     page = visit("/?view=lineage&layer=1&token=2")
     descent = lineage(maps)
@@ -160,6 +194,8 @@ def test_lineage_follows_a_token_and_says_what_it_reads(visit, maps):
     assert page.locator(".vtx-step").count() == 32
     lit = page.locator(".vtx-step.vtx-lit").evaluate_all("(all) => all.map((each) => each.getAttribute('aria-label'))")
     assert len(lit) == 2
+    wires = page.locator(".vtx-step").evaluate_all("(all) => all.map((e) => getComputedStyle(e, '::before'))")
+    assert [wire["content"] != "none" for wire in wires] == [False] * 16 + [True] * 16  # to every token of layer 1
     assert lit[0].startswith(f"Layer 0, token {chosen.origin}, gathered")
     assert lit[1].startswith(f"Layer 1, token 2, token {chosen.origin} of layer 0 became its filter")
     attention = maps.layers[1].attention
@@ -213,7 +249,7 @@ def test_every_token_is_tried_beside_its_baselines(visit, shelf):
     page.wait_for_function("(label) => document.querySelector('.vtx-told').textContent.startsWith(label)", arg=label)
 
 
-def test_methods_stand_side_by_side_and_the_report_holds_them(visit):
+def test_methods_stand_side_by_side_and_the_report_holds_them(visit, shelf):
     pytest.importorskip("captum")
     page = visit("/?view=attribution")
     settle(page)
@@ -230,6 +266,18 @@ def test_methods_stand_side_by_side_and_the_report_holds_them(visit):
     assert cells[::6] == ["1.00"] * 5
     page.locator(".vtx-photo").hover()
     assert page.locator(".vtx-methods .vtx-dot:visible").count() == 5
+    found = attribute(
+        shelf.get("own"), load_examples()["cat"].image, ["token_integrated_gradients", "gradient_x_token"]
+    )
+    shares = page.locator(".vtx-share")
+    assert shares.count() == 32
+    for item, place in zip(found.items, (".vtx-added", ".vtx-tag:last-child"), strict=True):
+        expected = np.concatenate(list(item.tokens.values()))
+        np.testing.assert_allclose(numbers(shares.locator(place).all_inner_texts()), expected, rtol=0.006, atol=0.006)
+    shares.nth(16 + 3).click()  # kept: its map is in layer 0
+    frame(page)
+    assert page.inner_text(".vtx-caption") == "Layer 0, token 11"
+    assert page.locator(".vtx-share[aria-current=true]").count() == 2
     with page.expect_download(timeout=90_000) as download:
         page.get_by_role("button", name="Report (ZIP)").click()
     assert download.value.suggested_filename == "cat_own_report.zip"
@@ -243,8 +291,11 @@ def test_methods_stand_side_by_side_and_the_report_holds_them(visit):
 def test_what_runs_can_be_cancelled_and_what_fails_is_one_line(visit, shelf):
     page = visit("/?view=ablation")
     settle(page)
-    page.get_by_role("button", name="Try every token").click()
-    page.get_by_role("button", name="Cancel", exact=True).click()
+    page.evaluate("""() => { // at once: this small model is done in a second
+        const sheet = document.querySelector('.vtx-sheet:not([hidden])');
+        sheet.querySelector('.vtx-go').click();
+        sheet.querySelector('.vtx-busy button').click();
+    }""")
     assert page.inner_text(".vtx-sheet:visible .vtx-fault") == "Cancelled."
     assert page.get_by_role("button", name="Try every token").is_visible()
     page.get_by_role("button", name="Try every token").click()
@@ -264,9 +315,10 @@ def test_links_open_what_they_say_and_follow_what_is_shown(visit):
     assert page.evaluate("document.querySelector('.vtx').view.scene.payload.link.photo") == "coffee"
     assert page.get_by_label("Model").input_value() == "blank"
     assert page.get_by_label("Crop").input_value().startswith("Centre")
+    tab(page, "Lineage")
     page.locator(".vtx-photo").focus()
     page.keyboard.press("ArrowLeft")
-    tab(page, "Lineage")
+    frame(page)
     found = parse_qs(urlsplit(page.url).query)
     assert {key: value[0] for key, value in found.items()} == {
         "photo": "coffee", "model": "blank", "crop": "center", "layer": "1", "token": "2", "view": "lineage",

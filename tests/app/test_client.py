@@ -2,29 +2,42 @@
 
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
 
+import httpx
 import numpy as np
 import pytest
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from PIL import Image
 
+import app
 from app.__main__ import main
 from app.datasets import DataRoot
 from app.explore import VIEWS
 from app.page import build_page, launch_options
+from vtviz.explain.ablation import ablate
 from vtviz.explain.atlas_file import parse_atlas, read_atlas, save_atlas
+from vtviz.explain.attribution import attribute
 from vtviz.explain.compare import compare, side_of_maps
 from vtviz.explain.dissection import dissect
+from vtviz.explain.lineage import lineage
+from vtviz.explain.query import query
 from vtviz.predictor import extract_tokens
 
+PHOTO = handle_file(Path(app.__file__).parent / "photos" / "cat.jpg")
+WHOLE = next(iter(VIEWS))
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "client.py"
 PUBLIC = {
     "/extract": ("photo", "model", "view"),
+    "/ablate": ("photo", "model", "view", "target", "mask"),
+    "/attribute": ("photo", "model", "view", "target"),
+    "/lineage": ("photo", "model", "view"),
+    "/query": ("photo", "model", "view", "x", "y", "x1", "y1"),
     "/compare": ("photo", "model", "second_photo", "second_model"),
     "/atlas": ("model",),
     "/dissect": ("model", "data", "masks", "n"),
@@ -93,6 +106,62 @@ def test_the_example_s_arrays_are_the_api_s_bit_for_bit(example, client, photo, 
                     assert stored[f"{layer.name}.{name}"].tobytes() == array.tobytes()
 
 
+def plain(result) -> dict:
+    return json.loads(json.dumps(result.to_dict()))
+
+
+@pytest.mark.parametrize("target", ["", "Rocket", "3"])
+def test_an_ablation_is_that_of_the_api(example, client, photo, shelf, target):
+    got = example.ablate(client, photo, "own", target)
+    index = {"": None, "Rocket": 2, "3": 3}[target]
+    assert got == plain(ablate(shelf.get("own"), photo, target=index))
+    if target:
+        assert got["target"]["index"] == index
+
+
+def test_a_segmentation_s_ablation_is_scored_against_the_mask(segment_address, segment_shelf, photo, tmp_path):
+    client = Client(segment_address, verbose=False, download_files=tmp_path)
+    truth = np.ones((400, 600), np.uint8)
+    Image.fromarray(truth).save(tmp_path / "mask.png")
+    asked = {"photo": handle_file(photo), "model": "scene", "api_name": "/ablate"}
+    got = client.predict(**asked, mask=handle_file(tmp_path / "mask.png"))
+    assert got == plain(ablate(segment_shelf.get("scene"), photo, truth=truth))
+    assert client.predict(**asked)["layers"][0]["effects"]["absent"]["iou"] is None
+    small = tmp_path / "small.png"
+    Image.fromarray(truth[:9, :9]).save(small)
+    with pytest.raises(AppError, match=r"small\.png has 9 x 9 pixels, but the photo has 600 x 400"):
+        client.predict(**asked, mask=handle_file(small))
+
+
+def test_attributions_arrays_are_the_api_s_bit_for_bit(client, photo, shelf):
+    pytest.importorskip("captum")
+    got, file = client.predict(handle_file(photo), "own", WHOLE, "person", api_name="/attribute")
+    expected = attribute(shelf.get("own"), photo, target=3)
+    same = plain(expected)
+    for each in (*got["methods"], *same["methods"]):
+        assert each.pop("seconds") > 0
+    assert got == same | {"image": None}  # where an upload lies is nobody's business
+    with np.load(file) as stored:
+        assert set(stored.files) == {f"{item.method}{part}" for item in expected.items for part in ("", ".cells")}
+        for item in expected.items:
+            assert stored[item.method].tobytes() == item.map.tobytes()
+            assert stored[f"{item.method}.cells"].tobytes() == item.cells.tobytes()
+
+
+def test_lineage_and_query_are_those_of_the_api(client, photo, models):
+    maps = extract_tokens(photo, str(models / "own.safetensors"))
+    descent = lineage(maps)
+    got, file = client.predict(handle_file(photo), "own", WHOLE, api_name="/lineage")
+    assert got == plain(descent)
+    with np.load(file) as stored:
+        assert stored.files == ["block0", "block1"]
+        for array, each in zip(stored.values(), descent.attention, strict=True):
+            assert array.tobytes() == each.tobytes()
+    for place, numbers in ({"at": (70, 50)}, (70, 50)), ({"box": (10, 20, 90, 80)}, (10, 20, 90, 80)):
+        got = client.predict(handle_file(photo), "own", WHOLE, *numbers, api_name="/query")
+        assert got == plain(query(maps, **place)) | {"image": None}
+
+
 def test_a_comparison_is_that_of_the_api(example, client, photo, shelf, chelsea, tmp_path):
     other = tmp_path / "cat.png"
     Image.fromarray(chelsea).save(other)
@@ -121,6 +190,18 @@ def test_an_atlas_is_read_and_made(example, client, shelf, data):
         (("own", "../photos", "none", 3), "/dissect", "there is no data set"),
         (("own", "photos", "none", 1), "/dissect", "a whole number from 2"),
         ((None, "own", None, "own"), "/compare", "no longer on the server"),
+        ((None, "own", WHOLE, "", None), "/ablate", "a photo is needed"),
+        ((PHOTO, "plain", WHOLE, "", None), "/ablate", "without tokens"),
+        ((PHOTO, "own", WHOLE, "tabby", None), "/ablate", "the model has no class 'tabby'; did you mean 'tabby cat'"),
+        ((PHOTO, "own", WHOLE, "5"), "/attribute", "the model has no class '5'"),
+        ((PHOTO, "own", WHOLE, "9" * 9000), "/attribute", "the model has no class '999"),
+        ((PHOTO, "own", WHOLE, [1, {}], None), "/ablate", r"the model has no class '\[1, {}\]'"),
+        ((PHOTO, ["own"], WHOLE), "/lineage", r"this page has no model \"\['own'\]\""),
+        ((PHOTO, "own", 5, "", None), "/ablate", "unknown view '5'"),
+        ((PHOTO, "own", WHOLE, "a", None), "/query", "at needs two whole numbers"),
+        ((PHOTO, "own", WHOLE, 600, 0), "/query", "the pixel 600, 0 is outside the image of"),
+        ((PHOTO, "own", WHOLE, 1, 1, 9, None), "/query", "box needs four whole numbers"),
+        ((PHOTO, "own", WHOLE, 0.5, 0), "/query", "at needs two whole numbers"),
     ],
 )
 def test_a_wrong_call_is_answered_with_one_line(client, arguments, name, line):
@@ -139,12 +220,26 @@ def test_the_example_runs_as_it_is(address, tmp_path, photo):
     assert done.returncode == 0, done.stderr
     assert "block0.coefficients: float32 (1, 16, " in done.stdout
     assert "atlas over 5 photos of photos" in done.stdout
+    assert re.search(r"block1: without token \d+( \(kept\))? .+ has [-+]\d", done.stdout)
     gone = subprocess.run(
         [sys.executable, EXAMPLE, "--page", "http://127.0.0.1:9"], capture_output=True, text=True, check=False
     )
-    assert gone.returncode == 1
+    assert gone.returncode == 2
     assert gone.stderr.startswith("error: ")
     assert gone.stderr.count("\n") == 1
+
+
+def test_with_mcp_the_endpoints_are_tools(shelf, data):
+    pytest.importorskip("mcp")
+    page = build_page(shelf, data=DataRoot(data))
+    options = launch_options() | {"server_name": "127.0.0.1", "server_port": None, "quiet": True}
+    _, url, _ = page.launch(prevent_thread_lock=True, mcp_server=True, **options)
+    tools = httpx.get(f"{url}gradio_api/mcp/schema").json()
+    page.close(verbose=False)
+    asked = {tool["name"]: tool["inputSchema"]["properties"] for tool in tools}
+    assert {f"/{name}": tuple(each) for name, each in asked.items()} == PUBLIC
+    for name in ("extract", "ablate", "attribute", "lineage", "query"):
+        assert all(part["description"] for part in asked[name].values())
 
 
 def test_without_the_package_mcp_one_line_says_what_to_install(monkeypatch, capsys):
@@ -153,4 +248,4 @@ def test_without_the_package_mcp_one_line_says_what_to_install(monkeypatch, caps
     with pytest.raises(SystemExit) as stop:
         main(["--mcp"])
     assert stop.value.code == 2
-    assert capsys.readouterr().err.splitlines()[-1].endswith("--mcp needs a package more: pip install 'gradio[mcp]'")
+    assert "--mcp needs a package more: pip install 'gradio[mcp]'" in capsys.readouterr().err.splitlines()[-1]

@@ -156,7 +156,25 @@ def test_the_two_sides_are_linked(browser, shelf, photo):
     page.goto(url)
     page.get_by_role("tab", name="Compare").click()
     page.locator(".vtx-compare-top[data-ready]").wait_for()
+    # first one model on two photos
+    assert page.locator(".vtx-sides > section > h3").all_inner_texts() == ["own", "own"]
+    photos = [load_examples()[key].image for key in ("cat", "coffee")]
+    pairs = compare(*(side_of_maps(shelf.get("own").extract(image)) for image in photos)).layers[0].pairs
+    own = sum(pair.first == pair.second for pair in pairs)
+    assert f" {own} of 16 find the token of their own number" in page.locator(".vtx-pairs .vtx-lead").inner_text()
+    assert (
+        page.evaluate(
+            "(() => { const ids = [...document.querySelectorAll('[id]')].map((each) => each.id).filter(Boolean);"
+            " return ids.filter((id, i) => ids.indexOf(id) !== i); })()"
+        )
+        == []
+    )
     choose(1, "blank")
+    photo_choice = page.locator("#compare-photo-1 input")
+    before = ready()
+    photo_choice.click()
+    page.get_by_role("option", name="The left's photo").click()
+    page.wait_for_function("(old) => document.querySelector('.vtx-compare-top').dataset.ready !== old", arg=before)
     assert page.locator(".vtx-sides > section > h3").all_inner_texts() == ["own", "blank"]
     expected = compare(*(side_of_maps(shelf.get(name).extract(CAT)) for name in ("own", "blank")))
 
@@ -170,7 +188,7 @@ def test_the_two_sides_are_linked(browser, shelf, photo):
             assert (state(1)["layer"], state(1)["token"]) == (layer, pair.second)
             chosen = page.locator(".vtx-pairs [aria-pressed=true]")
             assert chosen.inner_text().split() == f"{pair.first} ↔ {pair.second} {pair.overlap * 100:.0f} %".split()
-    words = page.locator(".vtx-pairs p").inner_text()
+    words = page.locator(".vtx-pairs p:not(.vtx-lead)").inner_text()
     assert f"share {expected.layers[0].mean * 100:.0f} % of their weight" in words
     assert f"by chance {expected.layers[0].chance * 100:.0f} %" in words
 

@@ -16,14 +16,17 @@ ROOT = Path(app.__file__).parent.parent
     [
         (["--auth", "me"], "--auth must be USER:PASSWORD"),
         (["--auth", ":secret"], "--auth must be USER:PASSWORD"),
-        (["--port", "http"], "invalid int value"),
+        (["--port", "http"], "'http' is no port: give a number from 1 to 65535"),
     ],
 )
 def test_wrong_options_are_one_line(arguments, line, capsys):
     with pytest.raises(SystemExit) as stop:
         main(arguments)
     assert stop.value.code == 2
-    assert line in capsys.readouterr().err.splitlines()[-1]
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert line in error
+    assert error.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -31,6 +34,8 @@ def test_wrong_options_are_one_line(arguments, line, capsys):
     [
         (["--model", "onw"], "error: no checkpoint named 'onw'"),
         (["--model", "own", "--device", "tpu9"], "error: cannot use device 'tpu9'"),
+        (["--model", "own", "--engine", "tensorrt"], "error: unknown engine 'tensorrt'"),
+        (["--model", "own", "--dtype", "int8"], "error: unknown dtype 'int8'"),
         (["--model", "/nowhere/x.safetensors"], "error: /nowhere/x.safetensors: no such file"),
     ],
 )

@@ -57,3 +57,10 @@ def test_two_callers_get_one_model(models):
     shelf = Shelf("own", device="cpu")
     with ThreadPoolExecutor(4) as pool:
         assert len(set(map(id, pool.map(shelf.get, ["own"] * 8)))) == 1
+
+
+def test_models_run_on_the_engine_that_the_page_was_started_with(models, chelsea):
+    predictor = Shelf("own", device="cpu", dtype="bf16").get("own")
+    assert predictor.extract(chelsea, size=64).versions["dtype"] == "bf16"
+    with pytest.raises(ConfigError, match="unknown engine 'openvin'; did you mean 'openvino'"):
+        Shelf("own", engine="openvin")

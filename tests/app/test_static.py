@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from app.canvas import SCRIPTS, STATIC
+from app.canvas import SCRIPTS
 from app.payload import encode_array, encode_shares
 from vtviz import geometry, render
 from vtviz.explain.lineage import lineage
@@ -21,8 +21,8 @@ FLOATS = "(values) => btoa([...new Uint8Array(values.buffer)].map((byte) => Stri
 @pytest.fixture(scope="module")
 def page(browser):
     page = browser.new_page()
-    for name in SCRIPTS:
-        page.add_script_tag(content=(STATIC / name).read_text())
+    for script in SCRIPTS:
+        page.add_script_tag(content=script.read_text())
     yield page
     page.close()
 
@@ -148,6 +148,37 @@ def test_attention_is_in_times_uniform(page, own, head):
     got = page.evaluate(f"(data) => vtviz.attentionRow(new vtviz.Layer(data, 1), 5, {head})", data)
     expected = layer.attention.mean(axis=0) if head < 0 else layer.attention[head]
     np.testing.assert_allclose(got, expected[5] * 16, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("key", "shift", "expected"),
+    [
+        ("ArrowLeft", False, [5, 6]),
+        ("ArrowRight", True, [5, 17]),
+        ("ArrowRight", False, [5, 8]),
+        ("ArrowUp", True, [0, 7]),
+        ("ArrowDown", True, [8, 7]),
+        ("Enter", True, [5, 7]),
+        ("a", False, None),
+    ],
+)
+def test_keys_lead_to_pixels_of_the_picture(page, key, shift, expected):
+    event = {"key": key, "shiftKey": shift}
+    assert page.evaluate("(event) => vtviz.pixelAfter(event, [5, 7], [9, 20])", event) == expected
+
+
+def test_a_box_holds_the_pixels_of_both_its_corners(page):
+    corners = [[0.99, 0.1], [0.0, 1.0]]
+    for ends in (corners, corners[::-1]):
+        assert page.evaluate("(ends) => vtviz.boxBetween(...ends, [10, 20])", ends) == [2, 0, 20, 10]
+    assert page.evaluate("vtviz.boxBetween([1, 1], [1, 1], [10, 20])") == [19, 9, 20, 10]
+
+
+def test_labels_of_a_narrow_bar_do_not_touch(page):
+    assert page.evaluate("vtviz.ticks(0, 10, 0.2)") == [1, 4, 6, 8, 10]  # no 0: uniform stands there
+    narrow = page.evaluate("vtviz.marks(0, 10, 0.25)")
+    assert (np.diff([value for value, _ in narrow]) >= 2.5).all()
+    assert narrow[-1] == [10, "10×+"]
 
 
 def test_links_are_read_as_they_are_written(page):

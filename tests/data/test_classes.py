@@ -6,12 +6,13 @@ from vtviz.data.classes import (
     COCO_STUFF,
     GROUPS,
     LIP,
+    find_class,
     find_groups,
     make_palette,
     match_classes,
     mirror_pairs,
 )
-from vtviz.errors import DataError
+from vtviz.errors import ConfigError, DataError
 
 
 def test_published_lists():
@@ -62,6 +63,17 @@ def test_a_group_decides_before_the_name_and_the_name_without_one():
 def test_classes_without_a_place_are_named(classes, model, groups, message):
     with pytest.raises(DataError, match=message):
         match_classes(classes, model, groups)
+
+
+@pytest.mark.parametrize(("text", "index"), [("Tabby cat", 0), ("tabby_cat", 0), ("7", 1), ("2", 2), ("1", 1)])
+def test_a_class_is_found_by_name_in_any_spelling_or_by_index(text, index):
+    assert find_class(text, ("tabby-cat", "7", "rocket")) == index  # a name goes before an index
+
+
+@pytest.mark.parametrize("text", ["3", "-1", "cat", "", "9" * 5000])
+def test_what_is_no_class_is_named_in_short(text):
+    with pytest.raises(ConfigError, match=f"the model has no class '{text[:80]}'"):
+        find_class(text, ("tabby-cat", "7", "rocket"))
 
 
 def test_mirror_pairs():

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from vtviz.errors import DataError, did_you_mean
+from vtviz.errors import ConfigError, DataError, did_you_mean
 
 Groups = Mapping[str, Sequence[str]]
 """Group -> names of the classes in it."""
@@ -74,6 +74,20 @@ BACKGROUNDS = frozenset({"background", "null"})
 def plain_name(name: str) -> str:
     """A name without what data sets disagree on: case, and blanks, ``_`` or ``-`` between words."""
     return " ".join(name.replace("_", " ").replace("-", " ").lower().split())
+
+
+def find_class(text: str, classes: Sequence[str]) -> int:
+    """A class by its name in any spelling, or by its index.
+
+    Raises:
+        ConfigError: for what is neither.
+    """
+    names = [plain_name(name) for name in classes]
+    if plain_name(text) in names:
+        return names.index(plain_name(text))
+    if text.isdecimal() and len(text) < 9 and int(text) < len(classes):
+        return int(text)
+    raise ConfigError(f"the model has no class {text[:80]!r}{did_you_mean(text, classes)}")
 
 
 def find_groups(groups: Groups | str) -> Groups:

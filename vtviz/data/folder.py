@@ -89,7 +89,11 @@ def read_class_names(path: str | Path) -> dict[str, str]:
     if not file.is_file():
         raise DataError(f"no class list at {file}")
     names: dict[str, str] = {}
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{file}: not a text file of 'ID name' lines: {error}") from None
+    for number, line in enumerate(text.splitlines(), start=1):
         if not line.strip():
             continue
         key, _, name = line.strip().partition(" ")

@@ -32,6 +32,7 @@ from typing import IO
 from tqdm import tqdm
 
 from vtviz.errors import DataError, VtvizError
+from vtviz.files import write
 
 ARCHIVES = {
     "train": "ILSVRC2012_img_train.tar",
@@ -43,6 +44,8 @@ COMMAND = "python -m vtviz.data.imagenet"
 NAMES, LABELS = "LOC_synset_mapping.txt", "LOC_val_solution.csv"
 """Kaggle's lists: ``WNID word, word, …`` a line, and of each image of val its WNID. The first is written here too."""
 KAGGLE = Path("ILSVRC", "Data", "CLS-LOC")
+LARGEST = 100_000_000
+"""Bytes of an image or of a file of the development kit; the largest of either has some 15 MB."""
 
 
 @dataclass(frozen=True)
@@ -187,7 +190,10 @@ def _content(files: Mapping[str, IO[bytes] | None], name: str) -> bytes:
     file = files.get(name)
     if file is None:
         raise ValueError(f"it has no {name}")
-    return file.read()
+    content = file.read(LARGEST + 1)
+    if len(content) > LARGEST:
+        raise ValueError(f"{name} has more than {LARGEST:,} bytes")
+    return content
 
 
 @contextmanager
@@ -241,6 +247,8 @@ def _write_images(folder: Path, images: Iterator[_Image], wanted: Mapping[str, i
     """
     found: Counter[str] = Counter()
     for wnid, name, size, position, content in images:
+        if size > LARGEST:  # a sparse file says so in a few bytes, and would fill the disk
+            raise DataError(f"{name} unpacks to {size:,} bytes; an image has at most {LARGEST:,}")
         file = folder / wnid / name
         if wnid not in found:
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -255,9 +263,7 @@ def _write_images(folder: Path, images: Iterator[_Image], wanted: Mapping[str, i
 
 
 def _write_names(file: Path, kit: Devkit) -> None:
-    temporary = file.with_name(f".{file.name}.tmp")
-    temporary.write_text("".join(f"{wnid} {kit.words[wnid]}\n" for wnid in sorted(kit.words)), encoding="utf-8")
-    temporary.replace(file)
+    write(file, "".join(f"{wnid} {kit.words[wnid]}\n" for wnid in sorted(kit.words)))
 
 
 def _staging(folder: Path, split: str) -> Path:

@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 
 from vtviz import geometry
+from vtviz.engines import inference
 from vtviz.errors import ConfigError, did_you_mean
 from vtviz.explain.effects import AreaJudge, ClassJudge, Effects, plain
 from vtviz.explain.onward import Onward
@@ -36,7 +37,7 @@ from vtviz.export import publish, staged
 from vtviz.images import ImageSource
 from vtviz.images import load as load_image
 from vtviz.models.visual_transformer import BlockOutput, Edit
-from vtviz.predictor import Predictor, inference
+from vtviz.predictor import Predictor
 from vtviz.tokens import check_index
 
 MODES = ("absent", "mean", "random", "gaussian")

@@ -39,7 +39,8 @@ def save_atlas(path: str | os.PathLike[str], atlas: Atlas) -> Path:
     """
     path = Path(path)
     text = json.dumps(atlas.to_dict(), ensure_ascii=False, allow_nan=False, separators=(",", ":")) + "\n"
-    data = text.replace('{"name":', '\n{"name":').encode()  # a line for each layer, for those who look at differences
+    text = text.replace('{"name":', '\n{"name":')  # a line for each layer, for those who look at differences
+    data = text.encode("utf-8", "backslashreplace")  # a file's name need not be UTF-8
     if len(data) > MAX_BYTES:
         raise CheckpointError(
             f"{path}: an atlas of {len(data):,} bytes is more than {MAX_BYTES:,}: keep fewer photos a token"

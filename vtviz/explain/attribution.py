@@ -143,7 +143,7 @@ class Attributions:
         with staged(folder) as stage:
             (stage / "attributions.npz").write_bytes(buffer.getvalue())
             text = json.dumps(self.to_dict(), indent=1, ensure_ascii=False)
-            (stage / "attributions.json").write_text(text + "\n", encoding="utf-8")
+            (stage / "attributions.json").write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
             return publish(stage, folder, ("attributions.npz", "attributions.json"))
 
 

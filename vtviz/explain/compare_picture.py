@@ -16,6 +16,12 @@ from vtviz.panels import panel
 from vtviz.tokens import check_index
 
 
+def check_scale(scale: render.Scale) -> None:
+    """Raise ConfigError for a scale that two maps cannot share."""
+    if scale == "map":
+        raise ConfigError("a comparison needs one scale for both: shared, or two numbers")
+
+
 def draw_comparison(
     comparison: Comparison,
     first: Side,
@@ -52,8 +58,7 @@ def draw_comparison(
     columns += [(None, token, f"none & {token}") for token in match.unmatched[1]]
     sides = (first, second)
     peaks = np.concatenate([s.layers[index].values.max(axis=(1, 2)) for s in sides])
-    if scale == "map":
-        raise ConfigError("a comparison needs one scale for both: shared, or two numbers")
+    check_scale(scale)
     limits = render.value_range(peaks, scale)
     rows, captions = [], []
     for number, one in enumerate(sides):

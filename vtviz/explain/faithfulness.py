@@ -145,7 +145,7 @@ class Faithfulness:
         with staged(folder) as stage:
             np.savez_compressed(stage / "faithfulness.npz", **arrays)
             text = json.dumps(self.to_dict(), indent=1, ensure_ascii=False)
-            (stage / "faithfulness.json").write_text(text + "\n", encoding="utf-8")
+            (stage / "faithfulness.json").write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
             return publish(stage, folder, ("faithfulness.npz", "faithfulness.json"))
 
 

@@ -164,5 +164,5 @@ def save_query(maps: TokenMaps, result: PixelQuery, folder: str | os.PathLike[st
     with staged(folder) as stage:
         Image.fromarray(query_png(maps, result)).save(stage / "query.png")
         text = json.dumps(result.to_dict(), indent=1, ensure_ascii=False) + "\n"
-        (stage / "query.json").write_text(text, encoding="utf-8")
+        (stage / "query.json").write_text(text, encoding="utf-8", errors="backslashreplace")
         return publish(stage, folder, ("query.png", "query.json"))

@@ -40,7 +40,8 @@ class PositionEncoder(nn.Module):
         """(N, h, L, H, W) -> (N, 32, L)."""
         n, heads, tokens, height, width = coefficients.shape
         maps = coefficients.transpose(1, 2).reshape(n * tokens, heads, height, width)
-        if (height, width) != (POSITION_GRID, POSITION_GRID):
+        # an exported graph serves every size, so it always resizes; at 14 x 14 that multiplies by 1
+        if torch.compiler.is_exporting() or (height, width) != (POSITION_GRID, POSITION_GRID):
             rows, columns = (bilinear_weights(side, maps) for side in (height, width))
             maps = rows @ maps @ columns.T * (height * width / POSITION_GRID**2)
         maps = maps.to(self.reduce.conv.weight.dtype)  # coefficients are float32 in a model of any dtype

@@ -66,7 +66,7 @@ def find_entry(name: str) -> ModelEntry:
 def make_config(name: str, preset: str | None = None, **overrides: Any) -> Any:
     """The configuration of ``preset``, with fields of the model or of its VT stage overridden by name.
 
-    Raises ConfigError for an unknown model, preset or field.
+    Raises ConfigError for an unknown model, preset or field, or a value of another kind.
     """
     presets = find_entry(name).presets
     preset = next(iter(presets)) if preset is None else preset
@@ -79,6 +79,9 @@ def make_config(name: str, preset: str | None = None, **overrides: Any) -> Any:
     for key in overrides:
         if key not in own | stage_fields:
             raise ConfigError(f"{name} has no option {key!r}{did_you_mean(key, own | stage_fields)}")
+    kinds = get_type_hints(type(config)) | (get_type_hints(type(stage)) if stage is not None else {})
+    for key, value in overrides.items():
+        _check_kind(name, key, kinds[key], value)
     if stage is not None:
         inner = {k: v for k, v in overrides.items() if k in stage_fields}
         config = replace(config, stage=replace(stage, **inner))
@@ -115,6 +118,11 @@ def model_from_config(name: str, data: Mapping[str, Any]) -> nn.Module:
     return entry.build(_from_dict(type(entry.presets["counts"]), data, name))
 
 
+def _check_kind(name: str, key: str, expected: type, value: Any) -> None:
+    if type(value) is not expected and not (expected is float and type(value) is int):
+        raise ConfigError(f"{name}: option {key!r} must be of type {expected.__name__}, got {value!r}")
+
+
 def _from_dict(kind: type, data: Mapping[str, Any], name: str) -> Any:
     if not isinstance(data, Mapping):
         raise ConfigError(f"{name}: configuration must be an object, got {type(data).__name__}")
@@ -128,10 +136,9 @@ def _from_dict(kind: type, data: Mapping[str, Any], name: str) -> Any:
         expected = kinds[key]
         if isinstance(expected, type) and is_dataclass(expected):
             values[key] = _from_dict(expected, value, name)
-        elif type(value) is expected or (expected is float and type(value) is int):
-            values[key] = value
         else:
-            raise ConfigError(f"{name}: option {key!r} must be of type {expected.__name__}, got {value!r}")
+            _check_kind(name, key, expected, value)
+            values[key] = value
     try:
         return kind(**values)
     except TypeError as error:

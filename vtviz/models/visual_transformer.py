@@ -22,6 +22,9 @@ from vtviz.errors import ConfigError
 from vtviz.models.layers import BatchNorm2d, Pointwise, groups_for, masked_softmax
 from vtviz.models.position_encoder import POSITION_CHANNELS, PositionEncoder
 
+MOST_BLOCKS = 64
+"""Of a stage; the paper has 3 at most, and a configuration must not take for ever to build."""
+
 
 def check_widths(channels: int, token_channels: int, heads: int, kqv_groups: int) -> None:
     """Raise ConfigError unless heads and groups divide the channels that they split."""
@@ -64,6 +67,8 @@ class VTStageConfig:
         for name in ("blocks", "num_tokens", "channels", "token_channels", "heads", "kqv_groups"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.blocks > MOST_BLOCKS:
+            raise ConfigError(f"blocks must be at most {MOST_BLOCKS}, got {self.blocks}")
         if self.blocks > 1 and self.num_tokens % 2:
             raise ConfigError(f"num_tokens must be even when later blocks replace half of them, got {self.num_tokens}")
         check_widths(self.channels, self.token_channels, self.heads, self.kqv_groups)

@@ -1,39 +1,20 @@
 /* The maps of a report: the photo with the chosen token over it, and every token beside it. Text is set as text only.
- *
- * The data holds each layer's token coefficients A as raw float32, (heads, tokens, h, w), every map summing to 1. What
- * is shown is A * h * w, "times uniform": 1 = the token looks everywhere alike.
+ * How maps are decoded and where they lie stands in maps.js.
  */
 (() => {
   "use strict";
+  const { Layer, resample, colorize, valueAt, decodeBytes } = window.vtviz;
   const data = JSON.parse(document.getElementById("data").textContent);
   const { geometry } = data;
   const element = (id) => document.getElementById(id);
   const state = { layer: 0, token: data.start, head: -1, colormap: "jet", scale: "shared", opacity: 0.5 };
-
-  const bytes = (text) => Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
-  const luts = Object.fromEntries(Object.entries(data.colormaps).map(([name, text]) => [name, bytes(text)]));
-  const layers = data.layers.map((layer) => {
-    const [heads, tokens, h, w] = layer.shape;
-    const view = new DataView(bytes(layer.coefficients).buffer);
-    const floats = Float32Array.from({ length: view.byteLength / 4 }, (_, i) => view.getFloat32(4 * i, true));
-    return { ...layer, heads, tokens, h, w, floats, cache: new Map() };
-  });
+  const luts = Object.fromEntries(Object.entries(data.colormaps).map(([name, text]) => [name, decodeBytes(text)]));
+  const layers = data.layers.map((layer, index) => new Layer(layer, index));
+  const ALIGN = "receptive_field";
 
   /** One token's map in times uniform: of the chosen head where the layer has it, else the heads' mean. */
   function mapOf(layer, token) {
-    const head = state.head < layer.heads ? state.head : -1;
-    const key = `${token} ${head}`;
-    if (!layer.cache.has(key)) {
-      const size = layer.h * layer.w;
-      const heads = head < 0 ? [...Array(layer.heads).keys()] : [head];
-      const map = new Float32Array(size);
-      for (const k of heads) {
-        const first = (k * layer.tokens + token) * size;
-        for (let i = 0; i < size; i++) map[i] += (layer.floats[first + i] * size) / heads.length;
-      }
-      layer.cache.set(key, map);
-    }
-    return layer.cache.get(key);
+    return layer.map(token, state.head < layer.heads ? state.head : -1);
   }
 
   const most = (map) => map.reduce((a, b) => Math.max(a, b));
@@ -51,22 +32,6 @@
     return high > low ? [low, high] : [0, Math.max(2, high)];
   }
 
-  /** Where n samples along one axis of the photo fall on a map's cells. Cell c is centred at model-input pixel stride * c. */
-  function axis(n, k, stride, cells) {
-    return Array.from({ length: n }, (_, i) => {
-      const pixel = ((i + 0.5) * geometry.resized[k]) / n - 0.5 - geometry.offset[k];
-      const cell = Math.min(Math.max(pixel / stride, 0), cells - 1);
-      const low = Math.floor(cell);
-      return { low, high: Math.min(low + 1, cells - 1), mix: cell - low, inside: pixel >= -0.5 && pixel <= geometry.input[k] - 0.5 };
-    });
-  }
-
-  function valueAt(map, layer, y, x) {
-    if (!y.inside || !x.inside) return NaN;
-    const row = (r) => map[r * layer.w + x.low] * (1 - x.mix) + map[r * layer.w + x.high] * x.mix;
-    return row(y.low) * (1 - y.mix) + row(y.high) * y.mix;
-  }
-
   /** The photo with one token's map over it; what a crop cut off is dimmed. */
   function draw(canvas, width, height, layer, token, shared) {
     canvas.width = width;
@@ -76,18 +41,12 @@
     const image = context.getImageData(0, 0, width, height);
     const map = mapOf(layer, token);
     const [low, high] = shared || ownRange(map);
-    const lut = luts[state.colormap];
-    const rows = axis(height, 0, layer.stride, layer.h);
-    const columns = axis(width, 1, layer.stride, layer.w);
-    for (let y = 0, i = 0; y < height; y++) {
-      for (let x = 0; x < width; x++, i += 4) {
-        const value = valueAt(map, layer, rows[y], columns[x]);
-        const known = value === value;
-        const entry = known ? 3 * Math.min(255, Math.max(0, Math.round((255 * (value - low)) / (high - low)))) : 0;
-        for (let c = 0; c < 3; c++) {
-          const pixel = image.data[i + c];
-          image.data[i + c] = known ? pixel + (lut[entry + c] - pixel) * state.opacity : 0.35 * pixel;
-        }
+    const colours = new Uint8ClampedArray(image.data.length);
+    colorize(resample(map, layer, geometry, height, width, ALIGN), luts[state.colormap], low, high, colours);
+    for (let i = 0; i < colours.length; i += 4) {
+      for (let c = i; c < i + 3; c++) {
+        const pixel = image.data[c];
+        image.data[c] = colours[i + 3] ? pixel + (colours[c] - pixel) * state.opacity : 0.35 * pixel;
       }
     }
     context.putImageData(image, 0, 0);
@@ -181,8 +140,7 @@
     const at = (n, share) => Math.min(Math.max(Math.floor(share * n), 0), n - 1);
     const [y, x] = [at(h, (event.clientY - box.top) / box.height), at(w, (event.clientX - box.left) / box.width)];
     const layer = layers[state.layer];
-    const [rows, columns] = [axis(h, 0, layer.stride, layer.h), axis(w, 1, layer.stride, layer.w)];
-    const value = valueAt(mapOf(layer, state.token), layer, rows[y], columns[x]);
+    const value = valueAt(mapOf(layer, state.token), layer, geometry, y, x, ALIGN);
     element("here").textContent = `at ${x}, ${y}: ${value === value ? `${value.toFixed(2)}×` : "cut off"}`;
   };
   canvas.onpointerleave = () => (element("here").textContent = "");

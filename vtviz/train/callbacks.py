@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-import os
+import io
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -19,6 +19,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from vtviz import checkpoints
 from vtviz.card import Card
+from vtviz.files import replacing, write
 from vtviz.models.registry import model_from_config
 from vtviz.predictor import Predictor
 from vtviz.train.probe import animate, write_probe
@@ -47,17 +48,11 @@ class AtomicCheckpoints(TorchCheckpointIO):
         """Write ``path``; raises OSError where the disk refuses, with the old version intact."""
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name}.tmp")
         try:
-            with temporary.open("wb") as file:
+            with replacing(target) as file:
                 torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(target)
         except RuntimeError as error:  # what PyTorch makes of a full disk
             raise OSError(0, " ".join(str(error).split())[:200]) from None
-        finally:
-            temporary.unlink(missing_ok=True)
 
 
 class RunFolder(Callback):
@@ -147,7 +142,6 @@ def _figure(value: float | None) -> str:
 
 def _write_csv(file: Path, rows: Iterable[Iterable[Any]]) -> None:
     """Write a table so that whoever reads it meanwhile sees the old or the new one."""
-    temporary = file.with_name(f".{file.name}.tmp")
-    with temporary.open("w", newline="", encoding="utf-8") as handle:
-        csv.writer(handle).writerows(rows)
-    temporary.replace(file)
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows(rows)
+    write(file, text.getvalue())

@@ -14,8 +14,9 @@ import torch
 from vtviz.data.folder import ClassList, open_folder
 from vtviz.data.loading import EvaluationSet, evaluation_loader
 from vtviz.data.store import PixelStore
+from vtviz.engines import check_device
 from vtviz.errors import ConfigError
-from vtviz.predictor import Predictor, check_device, load_model
+from vtviz.predictor import Predictor, load_model
 from vtviz.statistics import LayerStatistics, map_statistics, summarize
 
 TOKEN_IMAGES = 512

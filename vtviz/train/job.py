@@ -15,6 +15,7 @@ import torchvision
 
 import vtviz
 from vtviz.errors import ConfigError, TrainingError, did_you_mean
+from vtviz.files import write
 from vtviz.train.recipes import Recipe, recipe_from_dict
 
 STATE = "state.ckpt"
@@ -143,8 +144,6 @@ def environment() -> dict[str, Any]:
 def write_job(out: Path, job: TrainingJob, skipped: list[str]) -> None:
     """Write the job, and the files that could not be read. Raises OSError where the disk refuses."""
     out.mkdir(parents=True, exist_ok=True)
-    temporary = out / f".{JOB}.tmp"
-    temporary.write_text(json.dumps({**asdict(job), "environment": environment()}, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(out / JOB)
+    write(out / JOB, json.dumps({**asdict(job), "environment": environment()}, indent=2) + "\n")
     if skipped:
-        (out / "skipped.txt").write_text("\n".join(skipped) + "\n", encoding="utf-8")
+        write(out / "skipped.txt", "\n".join(skipped) + "\n")

@@ -31,6 +31,7 @@ from types import FrameType
 from typing import Any
 
 from vtviz.errors import ConfigError, TrainingError, VtvizError
+from vtviz.files import write
 from vtviz.train.verbs import MALLOC
 
 REQUEST, STATUS, LOG, CANCEL = "job.json", "status.json", "job.log", "cancel"
@@ -261,9 +262,7 @@ def _read_job(folder: Path) -> Job:
 
 
 def _write_json(file: Path, data: Mapping[str, Any]) -> None:
-    temporary = file.with_name(f".{file.name}.tmp")
-    temporary.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
-    temporary.replace(file)
+    write(file, json.dumps(data, indent=1) + "\n")
 
 
 def run_job(folder: Path) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from vtviz import render
+from vtviz.files import replacing
 from vtviz.predictor import Predictor
 from vtviz.tokens import TokenMaps
 
@@ -46,9 +47,8 @@ def write_probe(run: Path, predictor: Predictor, image: np.ndarray, epoch: int) 
         _write_image(folder / "image.png", image)
     maps: TokenMaps = predictor.extract(image)
     arrays: dict[str, Any] = {layer.name: layer.times_uniform().astype(np.float16) for layer in maps.layers}
-    temporary = folder / ".writing.npz"  # whoever reads the folder meanwhile sees whole files only
-    np.savez_compressed(temporary, **arrays)
-    temporary.replace(folder / f"epoch{epoch:04d}.npz")
+    with replacing(folder / f"epoch{epoch:04d}.npz") as file:
+        np.savez_compressed(file, **arrays)
     _write_image(folder / f"epoch{epoch:04d}.png", render.grid(maps, cell=CELL, scale=SCALE))
 
 
@@ -69,14 +69,13 @@ def animate(run: str | Path) -> Path | None:
         return None
     each = round(1000 * min(0.5, max(0.05, SECONDS / len(frames))))
     durations = [each] * (len(frames) - 1) + [4 * each]  # rest on the last
-    temporary = folder / f".{ANIMATION}"
-    frames[0].save(
-        temporary, "webp", save_all=True, append_images=frames[1:], duration=durations, loop=0, quality=80, method=2
-    )
-    return temporary.replace(folder / ANIMATION)
+    with replacing(folder / ANIMATION) as file:
+        frames[0].save(
+            file, "webp", save_all=True, append_images=frames[1:], duration=durations, loop=0, quality=80, method=2
+        )
+    return folder / ANIMATION
 
 
 def _write_image(path: Path, image: np.ndarray) -> None:
-    temporary = path.with_name(f".{path.name}")
-    Image.fromarray(image).save(temporary, "png")
-    temporary.replace(path)
+    with replacing(path) as file:
+        Image.fromarray(image).save(file, "png")

@@ -9,8 +9,11 @@ from typing import Any
 
 from vtviz import checkpoints
 from vtviz.card import Card
+from vtviz.data.folder import ClassList, open_folder
 from vtviz.data.segmentation import open_segmentation
+from vtviz.errors import CheckpointError
 from vtviz.explain.dissection import best_token, untrained_twin
+from vtviz.export import staged
 from vtviz.predictor import Predictor, load_model
 from vtviz.train.evaluation import evaluate_classifier
 from vtviz.train.segmenter_evaluation import evaluate_segmenter
@@ -53,8 +56,13 @@ def publish_classifier(
         CheckpointError, DataError, ConfigError: in one line.
     """
     target = Path(target)
-    card = _write_unscored(run, target, licence, terms)
-    predictor = load_model(target, "cpu")
+    card, predictor = _as_shipped(run, target, licence, terms)
+    for folder in (data, *also):  # whatever is wrong with them is told before the work
+        open_folder(folder, split, classes=ClassList(card.class_ids, card.classes))
+    for size in sizes:
+        predictor.fit((size, size), size=size)
+    for part in ("train", "val") if masks is not None else ():
+        open_segmentation(masks or "", part)
     say(f"scoring {target.stem} on {data}")
     main = evaluate_classifier(predictor, data, split=split)
     accuracy: dict[str, Any] = {
@@ -97,8 +105,8 @@ def publish_segmenter(
         CheckpointError, DataError, ConfigError: in one line.
     """
     target = Path(target)
-    card = _write_unscored(run, target, licence, terms)
-    predictor = load_model(target, "cpu")
+    card, predictor = _as_shipped(run, target, licence, terms)
+    open_segmentation(data, split)
     say(f"scoring {target.stem} on {data}")
     scored = evaluate_segmenter(predictor, data, split=split)
     accuracy = scored.to_dict()
@@ -108,12 +116,16 @@ def publish_segmenter(
     return checkpoints.save(target, predictor.model, replace(card, accuracy=accuracy, tokens=tokens, notes=notes))
 
 
-def _write_unscored(run: str | Path, target: Path, licence: str, terms: str) -> Card:
-    """Write a run's weights as they are shipped, float16, so that what is scored is loaded through the gate."""
+def _as_shipped(run: str | Path, target: Path, licence: str, terms: str) -> tuple[Card, Predictor]:
+    """A run's card and its weights as they are shipped: float16, and loaded through the gate. ``target`` stays."""
+    if target.suffix != ".safetensors":
+        raise CheckpointError(f"{target}: a checkpoint's name must end in .safetensors")
     model, card = checkpoints.load(run)
     data = {**card.data, "terms": terms or card.data.get("terms", "")}
     named = replace(card, name=target.stem, licence=licence or card.licence, data=data, accuracy={})
-    return checkpoints.save(target, model, named)
+    with staged(target.parent) as stage:
+        named = checkpoints.save(stage / target.name, model, named)
+        return named, load_model(stage / target.name, "cpu")
 
 
 def person_overlap(predictor: Predictor, masks: str | Path) -> dict[str, Any]:

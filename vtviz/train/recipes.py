@@ -38,10 +38,10 @@ RANGES = {
             "clip",
             "weight_decay",
             "warmup_epochs",
-            "seed",
         ),
         ("0 or more", lambda v: v >= 0),
     ),
+    "seed": (f"from 0 to {2**32 - 1}", lambda v: 0 <= v < 2**32),
     "freeze": ("a number of stages from 0 to 5", lambda v: 0 <= v <= 5),
     "eval_size": ("from 32 to 1024 pixels", lambda v: 32 <= v <= 1024),
 }
@@ -203,6 +203,8 @@ def _check_kind(name: str, default: Any, value: Any) -> None:
     if not isinstance(value, numbers) or isinstance(value, bool):
         kind = {int: "a whole number", float: "a number", str: "a word"}[type(default)]
         raise ConfigError(f"{name} must be {kind}, got {value!r}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{name} must be a finite number, got {value}")
 
 
 _PAPER = ClassificationRecipe(

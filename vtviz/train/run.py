@@ -123,6 +123,8 @@ def _accelerator(job: TrainingJob) -> str:
     kind = pick_device(job.accelerator)
     if kind not in {"cpu", "cuda", "mps"}:
         raise ConfigError(f"device must be auto, cpu, cuda or mps, got {job.accelerator!r}")
+    if kind == "cpu" and job.devices > (most := max(4, os.cpu_count() or 1)):
+        raise ConfigError(f"on this machine at most {most} processes train on the CPU, got --devices {job.devices}")
     if kind == "cuda" and job.devices > torch.cuda.device_count():
         raise ConfigError(f"this machine has {torch.cuda.device_count()} GPUs, got --devices {job.devices}")
     return kind

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from vtviz.console import reporting
+from vtviz.console import folder_name, named_path, output_file, reporting
 from vtviz.errors import ConfigError
 from vtviz.train.verbs import Device, restart_for_malloc
 
@@ -20,9 +20,16 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the result on stdout
 def evaluate(
     model: Annotated[str, typer.Option("--model", "-m", metavar="M", help="Name, .safetensors file or run's folder.")],
     data: Annotated[
-        Path, typer.Option(metavar="DIR", help="Folder with SPLIT/CLASS/*, or CLASS/*; or a set of images and masks.")
+        Path,
+        typer.Option(
+            metavar="DIR",
+            parser=named_path,
+            help="Folder with SPLIT/CLASS/*, or CLASS/*; or a set of images and masks.",
+        ),
     ],
-    split: Annotated[str, typer.Option(metavar="S", help="Folder below DIR that is scored.")] = "val",
+    split: Annotated[
+        str, typer.Option(metavar="S", parser=folder_name, help="Folder below DIR that is scored.")
+    ] = "val",
     size: Annotated[
         int | None, typer.Option(metavar="PX", help="The model sees about PX x PX pixels. [dim]\\[its own][/dim]")
     ] = None,
@@ -35,12 +42,15 @@ def evaluate(
     scales: Annotated[
         str, typer.Option(metavar="S,…", help="Segmentation: look at each image at these scales, and average.")
     ] = "1",
-    limit: Annotated[int | None, typer.Option(metavar="N", help="Score a random subset of this many images.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Score a random subset of this many images.")
+    ] = None,
     batch_size: Annotated[
-        int | None, typer.Option(metavar="N", help="Images at once. [dim]\\[64, or 8 for segmentation][/dim]")
+        int | None,
+        typer.Option(min=1, max=4096, metavar="N", help="Images at once. [dim]\\[64, or 8 for segmentation][/dim]"),
     ] = None,
     device: Device = "auto",
-    workers: Annotated[int, typer.Option(metavar="N", help="Data-loading processes.")] = 0,
+    workers: Annotated[int, typer.Option(min=0, max=128, metavar="N", help="Data-loading processes.")] = 0,
     as_json: AsJson = False,
 ) -> None:
     """Score a model on images prepared as the page prepares them: top-1 and top-5, or the mean IoU, and each class.
@@ -80,16 +90,23 @@ def evaluate(
 
 
 def publish(
-    run: Annotated[Path, typer.Option(metavar="RUN", help="Run folder or .safetensors file.")],
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="NAME.safetensors to write.")],
-    data: Annotated[Path, typer.Option(metavar="DIR", help="Image folder to score on.")],
-    split: Annotated[str, typer.Option(metavar="S", help="Folder below DIR that is scored.")] = "val",
+    run: Annotated[Path, typer.Option(metavar="RUN", parser=named_path, help="Run folder or .safetensors file.")],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", metavar="FILE", parser=output_file, help="NAME.safetensors to write.")
+    ],
+    data: Annotated[Path, typer.Option(metavar="DIR", parser=named_path, help="Image folder to score on.")],
+    split: Annotated[
+        str, typer.Option(metavar="S", parser=folder_name, help="Folder below DIR that is scored.")
+    ] = "val",
     sizes: Annotated[
         str, typer.Option(metavar="PX,…", help="Further input sizes to score a classifier at.")
     ] = "96,128,160",
-    also: Annotated[list[Path] | None, typer.Option(metavar="DIR", help="Score on this one too; repeatable.")] = None,
+    also: Annotated[
+        list[Path] | None, typer.Option(metavar="DIR", parser=named_path, help="Score on this one too; repeatable.")
+    ] = None,
     masks: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Photos of people with masks: does one token cover them?")
+        Path | None,
+        typer.Option(metavar="DIR", parser=named_path, help="Photos of people with masks: does one token cover them?"),
     ] = None,
     licence: Annotated[str, typer.Option(metavar="TEXT", help="Of the weights.")] = "",
     terms: Annotated[str, typer.Option(metavar="TEXT", help="Of the training data.")] = "",

@@ -15,6 +15,7 @@ from vtviz.data.device import DeviceLoader
 from vtviz.data.folder import ImageList, open_folder, read_class_names
 from vtviz.data.loading import BatchPlan, EvaluationSet, TrainingSet, evaluation_loader, training_loader
 from vtviz.data.store import PixelStore
+from vtviz.errors import ConfigError
 from vtviz.models.vt_resnet import VTResNet
 from vtviz.predictor import Predictor
 from vtviz.train import setup
@@ -34,13 +35,15 @@ def set_up_classifier(job: TrainingJob) -> setup.Setup:
         DataError, ConfigError, CheckpointError, TrainingError: in one line.
     """
     recipe = cast("ClassificationRecipe", job.recipe)
+    if job.groups is not None:
+        raise ConfigError(f"--groups is for segmentation, got {job.groups!r}")
     names = read_class_names(job.classes_file) if job.classes_file else None
     train = open_folder(job.data, "train", names=names, seed=recipe.seed).limit(job.limit, recipe.seed)
     val = open_folder(job.data, "val", classes=train.classes, seed=recipe.seed)
     val = val.limit(job.val_limit or (job.limit and max(1, job.limit // 4)), recipe.seed)
     setup.check_resumable(job, train.classes.ids)
     name, model = setup.make_model(job, train.classes)
-    teacher = load_teacher(job.teacher, train.classes) if job.teacher else None
+    teacher = None if job.teacher is None else load_teacher(job.teacher, train.classes)
     memory = setup.MEMORY / job.devices
     train_store, val_store = _decode(train, "train", memory), _decode(val, "val", memory, check=True)
     card = setup.make_card(job, name, model, train.classes, len(train_store), len(val_store))

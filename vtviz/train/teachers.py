@@ -7,6 +7,7 @@ of it ever enters the student.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -112,8 +113,9 @@ def load_teacher(source: str, classes: ClassList) -> Teacher:
     if source.startswith("torchvision:"):
         return _torchvision_teacher(source.removeprefix("torchvision:"), classes)
     path = Path(source).expanduser()
-    if path.is_file() and not path.with_suffix(".json").is_file():
-        return _file_teacher(path, classes)
+    with suppress(OSError):  # a name that no disk takes, of which the next gate tells
+        if path.is_file() and not path.with_suffix(".json").is_file():
+            return _file_teacher(path, classes)
     model, card = checkpoints.load(source)
     if not isinstance(model, Classifier):
         raise ConfigError(f"{card.name} is a {card.task} model; a classifier's teacher must be a classifier")

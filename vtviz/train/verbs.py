@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
+from vtviz.console import named_path, output_folder
 from vtviz.errors import ConfigError
 
 MALLOC = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(32 * 2**30), "MALLOC_TOP_PAD_": str(256 * 2**20)}
@@ -22,16 +23,25 @@ Data = Annotated[
     Path | None,
     typer.Option(
         metavar="DIR",
+        parser=named_path,
         help="Folder with train/CLASS/* and val/CLASS/*, or CLASS/* (split by the seed); for a segmentation model "
         "classes.txt, train/images, train/masks and the same of val, or COCO-Stuff or LIP as they are published.",
     ),
 ]
 Out = Annotated[
-    Path, typer.Option("--out", "-o", metavar="RUN", help="Run folder: weights, metrics, all that resuming needs.")
+    Path,
+    typer.Option(
+        "--out",
+        "-o",
+        metavar="RUN",
+        parser=output_folder,
+        help="Run folder: weights, metrics, all that resuming needs.",
+    ),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
 Classes = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="Text file of 'ID name' lines that names class folders.")
+    Path | None,
+    typer.Option(metavar="FILE", parser=named_path, help="Text file of 'ID name' lines that names class folders."),
 ]
 Groups = Annotated[str | None, typer.Option(metavar="NAME", help="Take classes of a segmentation set together: ccp14.")]
 Epochs = Annotated[int | None, typer.Option(metavar="N", help="Passes over the images. [dim]\\[the recipe's][/dim]")]
@@ -53,7 +63,7 @@ MicroBatch = Annotated[int | None, typer.Option(metavar="N", help="Images a forw
 Devices = Annotated[int, typer.Option(metavar="N", help="GPUs, or processes on a CPU.")]
 Nodes = Annotated[int, typer.Option(metavar="N", help="Machines (torchrun or SLURM starts them).")]
 Pixels = Annotated[str, typer.Option(help="host, or device: keep the images on the GPU and crop them there.")]
-Workers = Annotated[int | None, typer.Option(metavar="N", help="Data-loading processes.")]
+Workers = Annotated[int | None, typer.Option(min=0, max=128, metavar="N", help="Data-loading processes.")]
 Compile = Annotated[bool, typer.Option("--compile", help="Compile the model first: long runs repay it.")]
 Terms = Annotated[str, typer.Option(help="Terms of the training data, for the model card.")]
 Resume = Annotated[
@@ -190,18 +200,33 @@ def _run(context: typer.Context, **fixed: Any) -> None:
     from vtviz.train.job import read_job
     from vtviz.train.run import train
 
-    if not resume:
-        if options["recipe"] is None:
-            options["recipe"] = _usual_recipe(options, tune=context.info_name == "finetune")
-        typer.echo(train(make_job(options)))
-        return
     given = {
         name.rstrip("_")
         for name in context.params
         if (source := context.get_parameter_source(name)) is not None and source.name == "COMMANDLINE"
     }
+    if not resume:
+        if "model" in given:
+            _check_model(options)
+        if options["recipe"] is None:
+            options["recipe"] = _usual_recipe(options, tune=context.info_name == "finetune")
+        typer.echo(train(make_job(options)))
+        return
     old = read_job(options["out"])
     typer.echo(train(make_job({k: v for k, v in options.items() if k in given}, old), resume=True))
+
+
+def _check_model(options: Mapping[str, Any]) -> None:
+    """Raise ConfigError where --model and --from name two models of one task: which of them is meant?"""
+    from vtviz import checkpoints
+    from vtviz.train.setup import model_task
+
+    model, start = options["model"], options["start"]
+    if start is None or start.startswith("torchvision:"):
+        return
+    card = checkpoints.read_card(checkpoints.find(start))
+    if card.task == model_task(model) and card.model != model:
+        raise ConfigError(f"--from {start} is a {card.model}, but --model asks for a {model}: leave --model out")
 
 
 def _usual_recipe(options: Mapping[str, Any], *, tune: bool) -> str:
@@ -232,7 +257,7 @@ def make_job(options: Mapping[str, Any], old: Any = None) -> Any:
 
     values = {_RENAMED.get(k, k): v for k, v in options.items() if v is not None}
     fields = {k: values.pop(k) for k in _IN_RECIPE if k in values} | parse_fields(values.pop("set", []), "--set")
-    recipe = make_recipe(values.pop("recipe", None) or old.recipe, **fields)
+    recipe = make_recipe(values.pop("recipe") if "recipe" in values else old.recipe, **fields)
     if "model_options" in values:
         values["model_options"] = parse_fields(values["model_options"], "--option")
     if str(values.get("start", "")).startswith("torchvision:"):

@@ -1,6 +1,6 @@
-/* Token maps in the browser: decoding, geometry and sampling. Pure functions, no DOM.
+/* Token maps in the browser: decoding, geometry and sampling. Pure functions, no DOM. A report has them, and the page.
  *
- * A payload (app/payload.py) holds each layer's token coefficients A as raw float32, (heads, tokens, h, w), every map
+ * The data holds each layer's token coefficients A as raw float32, (heads, tokens, h, w), every map
  * summing to 1. What is shown is A * h * w, "times uniform": 1 = the token looks everywhere alike.
  */
 (function () {
@@ -23,7 +23,7 @@
     return Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
   }
 
-  /** {shape, data} of app/payload.py -> { shape, values }, shares of 1; null stays null. */
+  /** {shape, data} of 16-bit shares -> { shape, values }, shares of 1; null stays null. */
   function decodeShares(part) {
     if (!part) return null;
     const bytes = decodeBytes(part.data);
@@ -31,7 +31,7 @@
     return { shape: part.shape, values };
   }
 
-  /** One layer of a payload with its maps decoded; `map(token, head)` is in times uniform, head -1 = mean of the heads. */
+  /** One layer with its maps decoded; `map(token, head)` is in times uniform, head -1 = mean of the heads. */
   class Layer {
     constructor(data, index) {
       Object.assign(this, data);

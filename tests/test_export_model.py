@@ -1,0 +1,151 @@
+import io
+import json
+import logging
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+
+from vtviz import graph
+from vtviz.cli import main
+from vtviz.engines import ENGINES
+from vtviz.errors import ConfigError, DataError
+from vtviz.export_model import FORMATS, TOLERANCE, export_model
+from vtviz.models.registry import MODELS
+from vtviz.predictor import Predictor, load_model
+
+SLOWEST = {f"{family}{depth}" for family in ("resnet", "panoptic_fpn_resnet", "vt_fpn_resnet") for depth in (34, 101)}
+"""Models whose graph has the kinds of nodes of its family's smaller one, and many more: only one format is tried."""
+
+
+@pytest.fixture(autouse=True)
+def _quiet(monkeypatch):
+    """pytest keeps every log record for its reports, and torch writes thousands while it traces: half the time."""
+    monkeypatch.setattr(logging.getLogger("torch.__trace"), "disabled", True)
+
+
+@pytest.fixture
+def needs_onnx():
+    for package in ENGINES["onnxruntime"]:
+        pytest.importorskip(package, reason=f"ONNX needs {package}: pip install -r requirements-engines.txt")
+
+
+def test_pt2_has_logits_and_maps_by_name_and_takes_any_size(tiny_checkpoint, tmp_path):
+    predictor = load_model("tiny", "cpu")
+    done = export_model(predictor, tmp_path / "new" / "tiny.pt2")
+    assert (done.format, done.multiple, done.sides) == ("pt2", 16, (32, 4096))
+    assert done.outputs[0] == "logits"
+    assert set(done.outputs[1:]) == {f"block{i}.{part}" for i in (0, 1) for part in graph.PARTS} - {"block1.projector"}
+    extra = {"card.json": ""}
+    model = torch.export.load(done.path, extra_files=extra).module()
+    card = json.loads(extra["card.json"])
+    assert card["sha256"] == predictor.card.sha256
+    assert card["preprocessing"]["mean"] == list(predictor.preprocessing.mean)
+    for shape in ((1, 32, 48), (3, 224, 224), (2, 320, 96)):  # 224 px are the position encoder's own 14 x 14
+        image = torch.rand(shape[0], 3, *shape[1:])
+        with torch.no_grad():
+            got, (logits, blocks) = model(image), predictor.model(image, return_maps=True)
+        torch.testing.assert_close(got["logits"], logits)
+        for i, block in enumerate(blocks):
+            torch.testing.assert_close(got[f"block{i}.coefficients"], block.tokenizer.coefficients)
+            torch.testing.assert_close(got[f"block{i}.tokens_out"], block.transformer.tokens.transpose(1, 2))
+
+
+def test_onnx_runs_without_vtviz_and_says_what_it_is(needs_onnx, tiny_checkpoint, tmp_path, capsys, chelsea):
+    import onnxruntime
+
+    with pytest.raises(SystemExit) as stop:
+        main(["export", "--model", "tiny", "--format", "onnx", "--out", str(tmp_path / "tiny.onnx"), "--json"])
+    assert not stop.value.code
+    told = json.loads(capsys.readouterr().out)
+    assert told["outputs"] == list(told["differences"])
+    assert max(told["differences"].values()) <= TOLERANCE
+    session = onnxruntime.InferenceSession(told["path"], providers=["CPUExecutionProvider"])
+    assert json.loads(session.get_modelmeta().custom_metadata_map["card.json"])["name"] == "tiny"
+    assert [i.name for i in session.get_inputs()] == ["image"]
+    predictor = load_model("tiny", "cpu")
+    expected = predictor.extract(chelsea, size=96)
+    image = predictor.preprocessing.normalize(_input(predictor, chelsea)).numpy()
+    for name, value in zip(told["outputs"], session.run(told["outputs"], {"image": image}), strict=True):
+        layer, _, part = name.partition(".")
+        if part in {"coefficients", "tokens_in", "tokens_out", "attention", "projector"}:
+            wanted = getattr(expected.layers[int(layer[-1])], part)
+            np.testing.assert_allclose(value[0], wanted, atol=1e-4 * np.abs(wanted).max(), err_msg=name)
+
+
+def _input(predictor: Predictor, photo: np.ndarray) -> torch.Tensor:
+    from vtviz import geometry
+
+    return geometry.to_tensor(photo, predictor.fit(photo.shape[:2], size=96))[None]
+
+
+def test_a_file_that_is_not_the_model_is_not_kept(tiny_model, tmp_path, monkeypatch):
+    """As if the exporter had made a mistake: the traced model has other weights."""
+    trace = graph.trace
+
+    def mistaken(frozen: graph.Graph):
+        other = graph.freeze(frozen.model)
+        with torch.no_grad():
+            other.model.fc.weight[0] += 0.01
+        return trace(other)
+
+    monkeypatch.setattr(graph, "trace", mistaken)
+    with pytest.raises(DataError, match=r"not written: output logits differs by .* of its largest value, 1e-03"):
+        export_model(Predictor(tiny_model("resnet18")), tmp_path / "wrong.pt2")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_is_left_as_it_was(tiny_model, tmp_path):
+    model = tiny_model("resnet18").train()
+    export_model(Predictor(model), tmp_path / "plain.pt2")
+    assert model.training
+    with zipfile.ZipFile(tmp_path / "plain.pt2") as file:
+        card = next(name for name in file.namelist() if name.endswith("card.json"))
+        assert json.load(io.BytesIO(file.read(card)))["name"] == "ResNet"
+
+
+@pytest.mark.parametrize(
+    ("name", "form", "message"),
+    [
+        ("m.pth", None, "format must be onnx or pt2, got 'pth'"),
+        ("m", None, "format must be onnx or pt2, got ''"),
+        ("m.pt2", "onnx", "a file of format onnx must end in .onnx"),
+        ("m.pt2", "tflite", "format must be onnx or pt2, got 'tflite'"),
+    ],
+)
+def test_wrong_formats_are_told_before_any_work(name, form, message, tiny_model, tmp_path):
+    with pytest.raises(ConfigError, match=message):
+        export_model(Predictor(tiny_model()), tmp_path / name, form)
+
+
+def test_a_disk_that_refuses_is_one_line(tiny_model, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match="cannot write"):
+        export_model(Predictor(tiny_model("resnet18")), tmp_path / "file" / "m.pt2")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("name", MODELS)
+def test_every_model_is_exported(name, form, tiny_model, tmp_path, request):
+    if form == "onnx":
+        request.getfixturevalue("needs_onnx")
+        if name in SLOWEST:
+            pytest.skip(f"{name} has the nodes of a smaller one of its family: pt2 only")
+    done = export_model(Predictor(tiny_model(name)), tmp_path / f"m{FORMATS[form]}")
+    assert max(done.differences.values()) <= TOLERANCE
+    assert len(done.outputs) > 8 or not name.startswith("vt_")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", ["no_transformer", "no_position_encoding", "no_dynamic"])
+def test_the_papers_ablations_are_exported(preset, tiny_model, tmp_path):
+    done = export_model(Predictor(tiny_model("vt_resnet18", preset)), tmp_path / "m.pt2")
+    assert ("block0.attention" in done.outputs) == (preset != "no_transformer")
+
+
+@pytest.mark.slow
+def test_the_shipped_model_is_exported(needs_onnx, tmp_path):
+    done = export_model(load_model(device="cpu"), tmp_path / "shipped.onnx")
+    assert done.differences["logits"] < 1e-4

@@ -1,0 +1,35 @@
+"""Writing files so that nothing is lost: whoever looks, or pulls the plug, finds the old file or the new one, whole."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file to write into, which takes the place of ``path`` at the end of the block; an error leaves the old one.
+
+    It lies beside ``path`` meanwhile, hidden; only a process that is killed leaves it there.
+
+    Raises:
+        OSError: where the disk refuses.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write(path: Path, data: bytes | str) -> None:
+    """Replace a whole file at once, text as UTF-8. Raises OSError as :func:`replacing` does."""
+    with replacing(path) as file:
+        file.write(data.encode() if isinstance(data, str) else data)
