@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
 from vtviz.errors import ConfigError
-from vtviz.models.layers import BatchNorm2d, Pointwise, groups_for, masked_softmax
+from vtviz.models.layers import BatchNorm2d, Pointwise, groups_for, masked_softmax, scale_and_shift
 from vtviz.models.position_encoder import POSITION_CHANNELS, PositionEncoder
 
 MOST_BLOCKS = 64
@@ -185,7 +185,8 @@ class Tokenizer(nn.Module):
 
         ``tokens`` are those of the previous block, half of which stay.
         """
-        gathered = values.flatten(3) @ maps.flatten(3).to(values.dtype).transpose(2, 3)  # Eq. 1
+        # Eq. 1 as (A V^T)^T: of channels_last values a CPU makes V A^T some twenty times slower
+        gathered = (maps.flatten(3).to(values.dtype) @ values.flatten(3).transpose(2, 3)).transpose(2, 3)
         new = self.norm(gathered.flatten(1, 2))
         if self.position is not None:
             new = torch.cat((new, self.position(maps).to(new.dtype)), dim=1)
@@ -284,8 +285,12 @@ class Projector(nn.Module):
         value = self.value(tokens).unflatten(1, (self.heads, -1))
         out = None if absent is None else absent[:, None, :, None]
         coefficients = masked_softmax(key.transpose(2, 3) @ query * self.scale, 2, out)
+        folded = not self.training and absent is None  # the coefficients sum to 1: normalise values, and not the map
+        if folded:
+            scale, shift = (part.view(self.heads, -1, 1) for part in scale_and_shift(self.norm))
+            value = value * scale + shift
         projection = (value @ coefficients.to(value.dtype)).flatten(1, 2).unflatten(-1, size)
-        feature = self.adapter(feature) + self.drop_path(self.norm(projection))
+        feature = self.adapter(feature) + (projection if folded else self.drop_path(self.norm(projection)))
         return ProjectorOutput(feature, coefficients.unflatten(-1, size))
 
 

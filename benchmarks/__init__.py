@@ -1,0 +1,1 @@
+"""Speed, as ratios of two pieces of work that take turns in one process: ``python -m benchmarks [NAME ...]``."""
