@@ -76,7 +76,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--public",
         action="store_true",
-        help="let whoever reaches the page use it without a password; calls are limited for each client",
+        help="let others use the page, also behind a proxy, and without --auth whoever reaches it; each has a limit",
     )
     parser.add_argument(
         "--data-root", type=folder, metavar="DIR", help="folder of data sets to train on, dissect and show"

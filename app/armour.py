@@ -91,7 +91,8 @@ class Armour:
     def _refuse(self, scope: Scope) -> JSONResponse | None:
         path, headers = scope["path"], Headers(scope=scope)
         if not self.reachable and not is_loopback(PORT.sub("", headers.get("host", "")).strip("[]")):
-            return _answer(403, "This page is for this machine only; behind a proxy, start it with --public or --auth.")
+            line = "This page is for this machine only; behind a proxy, start it with --public, best with --auth."
+            return _answer(403, line)
         if not DOORS.fullmatch(path):
             return _answer(404, "Not Found")
         if scope["method"] not in {"GET", "HEAD"} and headers.get("sec-fetch-site") == "cross-site":

@@ -24,7 +24,7 @@ TITLE = "vtviz: what visual tokens look at"
 WAITING = 64
 """Calls that may wait; more are told at once that the page is full."""
 SESSIONS = 500
-"""Sessions remembered; each may hold one payload (about half a megabyte)."""
+"""Sessions remembered; each may hold one payload (half a megabyte to one)."""
 
 
 PATIENCE = 300.0

@@ -19,6 +19,10 @@ FILES = (gr.Image, gr.File, gr.UploadButton)
 """Components whose value is a file, or a list of files."""
 
 
+class NoUpload(gr.Error):
+    """Raised for a file that was not uploaded to this page."""
+
+
 class UploadsOnly(gr.Blocks):
     """Blocks whose events take no file but an uploaded one; anything else is told so in one line."""
 
@@ -29,7 +33,7 @@ class UploadsOnly(gr.Blocks):
             for file in _files(value, isinstance(block, FILES)):
                 path = file.get("path") if isinstance(file, dict) else file
                 if not (isinstance(file, dict) and is_upload(path)):
-                    raise gr.Error(
+                    raise NoUpload(
                         f"{escape(repr(path)[:80])} is no file that was uploaded to this page: upload it first; paths "
                         "are not opened and addresses not fetched",
                         print_exception=False,
@@ -39,7 +43,9 @@ class UploadsOnly(gr.Blocks):
         """Called by Gradio next. Values that no control holds, such as a list for a file, are told so likewise."""
         try:
             return await super().preprocess_data(block_fn, inputs, *state, **options)
-        except ValueError:
+        except NoUpload:
+            raise
+        except ValueError:  # as Gradio's own errors are
             raise gr.Error("what was sent is nothing that this control can hold", print_exception=False) from None
 
 

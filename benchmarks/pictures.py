@@ -45,7 +45,7 @@ def extraction() -> Iterator[Row]:
                 partial(engine, x),
                 plain,
                 goal="<= 1.02",
-                seconds=10,
+                seconds=6,
             )
 
 
@@ -69,7 +69,7 @@ def rendering() -> Iterator[Row]:
         if find_spec(name.replace("grad-cam", "pytorch_grad_cam")) is None:
             yield Row(f"rendering.{name}", what, goal="<= 0.2", note=f"not measured: pip install --no-deps {name}")
         else:
-            yield compare(f"rendering.{name}", what, ours, make(photo, values), goal="<= 0.2", seconds=10)
+            yield compare(f"rendering.{name}", what, ours, make(photo, values), goal="<= 0.2", seconds=6)
 
 
 def _grad_cam(photo: np.ndarray, values: np.ndarray) -> Work:
@@ -110,7 +110,7 @@ def folders() -> Iterator[Row]:
             lambda: [predictor.forward(x) for x in prepared],
             lambda: _whole(predictor, paths, folder),
             goal=">= 0.9",
-            seconds=20,
+            seconds=12,
         )
 
 

@@ -60,7 +60,9 @@ def choose(text: str, maps: Sequence[vtviz.TokenMaps]) -> list[int]:
     except ValueError:
         raise vtviz.ConfigError(f"--tokens must be a number, numbers such as 0,3,5, or all, got {text!r}") from None
     if len(values) == 1:
-        return least_alike(maps, max(1, values[0]))
+        if not 1 <= values[0] <= number:
+            raise vtviz.ConfigError(f"--tokens must be at most the {number} that there are, and at least 1, got {text}")
+        return least_alike(maps, values[0])
     return [check_index("token", value, number) % number for value in values]
 
 

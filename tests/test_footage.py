@@ -105,7 +105,7 @@ def test_names_are_nothing_but_names(make_video, tmp_path, monkeypatch):
         path = tmp_path / name
         path.write_bytes(webm(make_video))
         assert len(list(open_footage(path).frames())) == 9
-    with pytest.raises(ImageError, match="no such video file"):
+    with pytest.raises(ImageError, match=r"'http://localhost/clip\.webm' is a URL; only local files are read"):
         open_footage("http://localhost/clip.webm")
     with pytest.raises(ImageError, match="no such video file"):
         open_footage(tmp_path / "nowhere.mp4")

@@ -210,7 +210,8 @@ def test_the_wheel_asks_for_what_the_package_imports_and_not_for_the_page(wheel)
     metadata = wheel.read(f"vtviz-{vtviz.__version__}.dist-info/METADATA").decode()
     asked = set(re.findall(r"^Requires-Dist: ([\w-]+)", metadata, re.MULTILINE))
     assert asked == requirements("requirements-vtviz.txt")
-    assert requirements("requirements.txt") - asked == {"gradio", "gradio-client", "httpx", "plotly", "captum"}
+    of_the_page = {"gradio", "gradio-client", "httpx", "starlette", "plotly", "captum"}
+    assert requirements("requirements.txt") - asked == of_the_page
     assert {"pytest", "scikit-image", "playwright"} <= requirements("requirements-dev.txt")
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from vtviz.errors import CheckpointError, ConfigError, DataError, ImageError, TrainingError, VtvizError
 
 if TYPE_CHECKING:
-    from vtviz.checkpoints import create_model
+    from vtviz.backbones import create_model
     from vtviz.explain.ablation import ablate
     from vtviz.explain.atlas_file import load_atlas
     from vtviz.explain.attribution import attribute
@@ -19,10 +19,11 @@ if TYPE_CHECKING:
     from vtviz.explain.lineage import lineage
     from vtviz.explain.query import query
     from vtviz.html_report import Section, report
-    from vtviz.predictor import Predictor, extract_tokens, list_models, load_model, segment
+    from vtviz.predictor import Predictor, list_models, load_model
     from vtviz.render import grid, overlay
     from vtviz.render_labels import label_overlay
     from vtviz.segmentation import Segmentation
+    from vtviz.shortcuts import extract_tokens, segment
     from vtviz.tokens import LayerMaps, TokenMaps
     from vtviz.video import write_film
 
@@ -69,9 +70,9 @@ _HOMES = {
     "ablate": "vtviz.explain.ablation",
     "attribute": "vtviz.explain.attribution",
     "compare": "vtviz.explain.compare",
-    "create_model": "vtviz.checkpoints",
+    "create_model": "vtviz.backbones",
     "dissect": "vtviz.explain.dissection",
-    "extract_tokens": "vtviz.predictor",
+    "extract_tokens": "vtviz.shortcuts",
     "grid": "vtviz.render",
     "label_overlay": "vtviz.render_labels",
     "lineage": "vtviz.explain.lineage",
@@ -82,7 +83,7 @@ _HOMES = {
     "overlay": "vtviz.render",
     "query": "vtviz.explain.query",
     "report": "vtviz.html_report",
-    "segment": "vtviz.predictor",
+    "segment": "vtviz.shortcuts",
     "write_film": "vtviz.video",
 }
 """Public name -> the module that it lives in."""

@@ -1,7 +1,7 @@
 """The one gate for weights: safetensors files, each with a JSON model card beside it.
 
 Nothing is trusted before it is checked: header size, hash, names, shapes, dtypes and finiteness. No pickle is ever
-loaded, except by :func:`load_tensors` and :func:`load_backbone` from ``.pt`` / ``.pth``, with ``weights_only=True``.
+loaded, except by :func:`load_tensors` from ``.pt`` / ``.pth``, with ``weights_only=True``.
 """
 
 from __future__ import annotations
@@ -26,17 +26,14 @@ from torch import Tensor, nn
 from vtviz.card import Card, Preprocessing
 from vtviz.errors import CheckpointError, VtvizError, did_you_mean
 from vtviz.files import write
-from vtviz.models.registry import build_model, config_to_dict, model_from_config
-from vtviz.models.resnet import ResNetBackbone
+from vtviz.models.registry import config_to_dict, model_from_config
 
 __all__ = [
     "Card",
     "Preprocessing",
     "available",
-    "create_model",
     "find",
     "load",
-    "load_backbone",
     "load_tensors",
     "read_card",
     "save",
@@ -125,10 +122,10 @@ def load(source: str | os.PathLike[str], *, device: str | torch.device = "cpu") 
         with torch.device("meta"):  # no memory, no time and no random numbers before the shapes are known to fit
             model = model_from_config(card.model, card.config)
     except (VtvizError, TypeError, ValueError, ArithmeticError, LookupError, RuntimeError) as error:
-        raise CheckpointError(f"{path.with_suffix('.json')}: {_one_line(error)}") from None
+        raise CheckpointError(f"{path.with_suffix('.json')}: {one_line(error)}") from None
     expected = model.state_dict()
-    _check_names(path, expected, tensors)
-    model.load_state_dict(_converted(path, expected, tensors), assign=True)
+    check_names(path, expected, tensors)
+    model.load_state_dict(converted(path, expected, tensors), assign=True)
     return model.eval().to(device), card
 
 
@@ -160,11 +157,11 @@ def _parse_card(path: Path) -> Card:
     except (ValueError, RecursionError) as error:
         if isinstance(error, CheckpointError):
             raise
-        raise CheckpointError(f"{path}: not a JSON model card: {_one_line(error)}") from None
+        raise CheckpointError(f"{path}: not a JSON model card: {one_line(error)}") from None
     try:
         return Card.from_dict(data)
     except (CheckpointError, RecursionError) as error:
-        raise CheckpointError(f"{path}: {_one_line(error)}") from None
+        raise CheckpointError(f"{path}: {one_line(error)}") from None
 
 
 def _no_number(text: str) -> None:
@@ -182,7 +179,7 @@ def load_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     Raises:
         CheckpointError: for anything else.
     """
-    path = _at_home(path)
+    path = at_home(path)
     tensors: Any
     if path.suffix == ".safetensors":
         tensors = _parse_safetensors(path, _read(path, MAX_FILE))
@@ -191,7 +188,7 @@ def load_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         try:
             tensors = torch.load(path, map_location="cpu", weights_only=True)
         except (OSError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-            raise CheckpointError(f"{path}: not plain tensors: {_one_line(error)}") from None
+            raise CheckpointError(f"{path}: not plain tensors: {one_line(error)}") from None
         tensors = tensors.get("state_dict", tensors) if isinstance(tensors, dict) else tensors
     else:
         raise CheckpointError(f"{path}: weights must be .safetensors, .pt or .pth")
@@ -233,7 +230,7 @@ def _look_up(text: str, *, is_path: bool) -> Path:
             f"no checkpoint named {text!r} in {' or '.join(map(str, _folders()))}{did_you_mean(text, available())}"
             + (" (for a path write ./NAME)" if Path(text).exists() else "")
         )
-    path = _at_home(text)
+    path = at_home(text)
     if path.is_dir():
         return _in_folder(path)
     if path.suffix != ".safetensors":
@@ -283,80 +280,7 @@ def _download(source: str) -> Path:
         ) from None
 
 
-def load_backbone(model: nn.Module, source: str | os.PathLike[str]) -> None:
-    """Copy a ResNet's weights into ``model.backbone``, in place.
-
-    Args:
-        model: with a ResNet ``backbone``.
-        source: a file with torchvision's names (``.safetensors``, ``.pt``, ``.pth``) or of a vtviz model, or the
-            name of torchvision weights such as ``"IMAGENET1K_V1"``, which are downloaded. ``fc`` and stages that the
-            backbone does not have are ignored.
-
-    Raises:
-        CheckpointError: where a tensor is missing, unknown or of another shape, or the download fails.
-    """
-    backbone = getattr(model, "backbone", None)
-    if not isinstance(backbone, ResNetBackbone):
-        raise CheckpointError(f"{type(model).__name__} has no ResNet backbone to load {source} into")
-    path = _at_home(source)
-    if path.suffix:
-        tensors = load_tensors(path)
-    elif backbone.stride_in_1x1:
-        raise CheckpointError(
-            f"torchvision's {source} needs a backbone with stride_in_1x1=False: it would fit, and fail"
-        )
-    else:
-        tensors = _torchvision_weights(f"resnet{backbone.depth}", str(source))
-    if own := {k.removeprefix("backbone."): v for k, v in tensors.items() if k.startswith("backbone.")}:
-        tensors = own
-    expected = backbone.state_dict()
-    stages = {name.split(".")[0] for name in expected}
-    absent = {"fc", "layer4"} - stages
-    tensors = {k: v for k, v in tensors.items() if k.split(".")[0] not in absent}
-    for name, value in expected.items():  # files of folded or converted weights do not count batches
-        if name.endswith("num_batches_tracked"):
-            tensors.setdefault(name, value)
-    _check_names(path, expected, tensors)
-    backbone.load_state_dict(_converted(path, expected, tensors))
-
-
-def _torchvision_weights(model: str, name: str) -> dict[str, Tensor]:
-    from torchvision.models import get_model_weights  # noqa: PLC0415 — building its registry takes a while
-
-    choices = {w.name: w for w in get_model_weights(model)}
-    if name not in choices:
-        raise CheckpointError(f"torchvision has no weights {name!r} for {model}{did_you_mean(name, choices)}")
-    try:
-        return dict(choices[name].get_state_dict(progress=False, check_hash=True, weights_only=True))
-    except (OSError, RuntimeError, pickle.UnpicklingError) as error:
-        raise CheckpointError(
-            f"cannot download torchvision's {model} {name} ({_one_line(error)}); "
-            f"give the path of a file with these weights instead: {choices[name].url}"
-        ) from None
-
-
-def create_model(
-    name: str, preset: str | None = None, *, weights: str | os.PathLike[str] | None = None, **overrides: Any
-) -> nn.Module:
-    """A new model, optionally on a pretrained backbone, e.g. ``create_model("vt_resnet18", num_classes=10)``.
-
-    Args:
-        name: a key of the model registry.
-        preset: a named configuration of that model; see :func:`~vtviz.models.registry.build_model`.
-        weights: for the backbone; see :func:`load_backbone`.
-        **overrides: configuration fields by name.
-
-    Raises:
-        ConfigError: for an unknown name or field, or a value that cannot work.
-        CheckpointError: where the weights do not fit or cannot be had.
-    """
-    model = build_model(name, preset, **overrides)
-    if weights is not None:
-        load_backbone(model, weights)
-    return model
-
-
-def _at_home(path: str | os.PathLike[str]) -> Path:
+def at_home(path: str | os.PathLike[str]) -> Path:
     """The path with its ``~`` written out."""
     try:
         return Path(path).expanduser()
@@ -390,10 +314,11 @@ def _parse_safetensors(path: Path, data: bytes) -> dict[str, Tensor]:
     try:
         return safetensors.torch.load(data)
     except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"{path}: damaged safetensors file: {_one_line(error)}") from None
+        raise CheckpointError(f"{path}: damaged safetensors file: {one_line(error)}") from None
 
 
-def _check_names(path: Path, expected: Mapping[str, Tensor], got: Mapping[str, Tensor]) -> None:
+def check_names(path: Path, expected: Mapping[str, Tensor], got: Mapping[str, Tensor]) -> None:
+    """Raises CheckpointError unless ``got`` has the names and shapes of ``expected``, and no more."""
     if missing := [k for k in expected if k not in got]:
         raise CheckpointError(f"{path}: lacks {len(missing)} of {len(expected)} tensors, the first is {missing[0]}")
     if extra := [k for k in got if k not in expected]:
@@ -404,8 +329,12 @@ def _check_names(path: Path, expected: Mapping[str, Tensor], got: Mapping[str, T
             raise CheckpointError(f"{path}: {name}: the model has shape {want}, the file {have}")
 
 
-def _converted(path: Path, expected: Mapping[str, Tensor], got: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors in the model's dtypes, finite."""
+def converted(path: Path, expected: Mapping[str, Tensor], got: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of ``expected`` from the file, in the model's dtypes.
+
+    Raises:
+        CheckpointError: for a dtype that does not convert, or a value that is not finite.
+    """
     result = {}
     for name, tensor in expected.items():
         stored = got[name].dtype
@@ -422,5 +351,6 @@ def _check_finite(path: Path, tensors: Mapping[str, Tensor]) -> None:
             raise CheckpointError(f"{path}: {name} has values that are not finite")
 
 
-def _one_line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
+    """A library's message, fit for the end of an error line."""
     return " ".join(str(error).split())[:200] or type(error).__name__

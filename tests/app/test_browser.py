@@ -11,7 +11,7 @@ from PIL import Image
 from app.examples import load_examples
 from vtviz import render
 from vtviz.geometry import Geometry, upsample
-from vtviz.predictor import extract_tokens
+from vtviz.shortcuts import extract_tokens
 
 pytestmark = pytest.mark.browser
 

@@ -11,8 +11,8 @@ from PIL import Image
 
 from app.examples import load_examples
 from vtviz.explain.token_classes import segmentation_scores, token_classes
-from vtviz.predictor import extract_tokens
 from vtviz.segmentation import from_maps
+from vtviz.shortcuts import extract_tokens
 
 pytestmark = pytest.mark.browser
 
@@ -134,7 +134,8 @@ def test_classes_are_switched_off_and_on_without_the_server(page, expected):
     full = picture(page, "classes")
     photo = picture(page, "photo")
     labels = nearest(expected.labels, full.shape[:2])
-    page.wait_for_timeout(500)  # what Gradio still asks after an answer
+    while not any("queue/data" in url for url in page.requests):  # the page's last question as it opens: for a link
+        page.wait_for_timeout(50)
     asked = len(page.requests)
     road = chip(page, "road")
     assert road.get_attribute("aria-pressed") == "true"

@@ -13,7 +13,7 @@ from vtviz.explain.ablation import ablate
 from vtviz.explain.attribution import attribute
 from vtviz.explain.lineage import lineage
 from vtviz.explain.query import query
-from vtviz.predictor import extract_tokens
+from vtviz.shortcuts import extract_tokens
 
 pytestmark = pytest.mark.browser
 
@@ -74,7 +74,7 @@ def asked(page) -> list[str]:
 
 def settle(page) -> None:
     """Wait for what Gradio asks of itself when a page opens."""
-    while not any("queue/join" in url for url in page.requests):
+    while not any("queue/data" in url for url in page.requests):
         page.wait_for_timeout(100)
     page.wait_for_timeout(700)
 

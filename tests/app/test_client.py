@@ -27,7 +27,7 @@ from vtviz.explain.compare import compare, side_of_maps
 from vtviz.explain.dissection import dissect
 from vtviz.explain.lineage import lineage
 from vtviz.explain.query import query
-from vtviz.predictor import extract_tokens
+from vtviz.shortcuts import extract_tokens
 
 PHOTO = handle_file(Path(app.__file__).parent / "photos" / "cat.jpg")
 WHOLE = next(iter(VIEWS))

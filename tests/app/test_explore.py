@@ -17,7 +17,7 @@ from app.payload import decode_layer
 from app.shelf import Shelf
 from app.shown import EXPIRED, VIEWS, Shown, open_photo
 from vtviz.explain.token_classes import segmentation_scores
-from vtviz.predictor import extract_tokens
+from vtviz.shortcuts import extract_tokens
 
 WHOLE, CENTRE = VIEWS
 

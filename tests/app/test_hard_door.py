@@ -69,7 +69,7 @@ def open_address(shelf) -> Iterator[str]:
     [
         (["--host", "0.0.0.0"], "--host 0.0.0.0 lets other machines reach the page: add --auth USER:PASSWORD"),
         (["--host", "::"], "or --public for everybody"),
-        (["--host", "my.machine"], "--host my.machine lets other machines reach the page"),
+        (["--host", "192.0.2.7"], "--host 192.0.2.7 lets other machines reach the page"),
         (["--share"], "--share lets other machines reach the page"),
         (["--share", "--allow-training"], "--share lets other machines reach the page"),
     ],
@@ -87,8 +87,9 @@ def test_a_page_that_others_reach_does_not_start_without_a_word(arguments, line,
         ([], False),
         (["--auth", "me:secret"], False),
         (["--public"], True),  # behind a proxy
+        (["--public", "--auth", "me:secret"], True),
         (["--host", "0.0.0.0", "--public"], True),
-        (["--host", "0.0.0.0", "--auth", "me:secret"], True),
+        (["--host", "0.0.0.0", "--auth", "me:secret", "--allow-training"], True),
         (["--share", "--auth", "me:secret"], True),
     ],
 )
@@ -99,16 +100,14 @@ def test_what_others_reach_is_guarded_and_trains_only_if_told_to(
     monkeypatch.setattr(gr.Blocks, "launch", lambda page, **options: seen.append((page, options)))
     common = ["--model", "own", "--device", "cpu", "--data-root", str(tmp_path), "--runs", str(tmp_path / "runs")]
     assert main([*common, *arguments]) == 0
-    assert main([*common, *arguments, "--allow-training"]) == 0
-    (page, options), (training, _) = seen
+    [(page, options)] = seen
     [middleware] = options["app_kwargs"]["middleware"]
     assert middleware.kwargs == {"reachable": reachable}
     assert options["allowed_paths"] == []
     assert options["run_history"] is options["enable_monitoring"] is options["show_error"] is False
     assert page.analytics_enabled is False
-    names = [{f.name for f in each.fns.values()} for each in (page, training)]
-    assert ("dissect" in names[0]) == ("trial" in names[0]) == (not reachable)
-    assert {"dissect", "trial"} <= names[1]
+    names = {f.name for f in page.fns.values()}
+    assert ("dissect" in names) == ("trial" in names) == (not reachable or "--allow-training" in arguments)
 
 
 # --- doors
@@ -269,18 +268,16 @@ def test_a_page_of_this_machine_has_this_machine_s_names_only(address, open_addr
         "localhost@x",
     ):
         status, text, _ = ask(address, "/config", Host=host)
-        assert (status, "this machine only" in text) == (403, True), host
+        assert (status, "start it with --public" in text) == (403, True), host
     assert ask(open_address, "/config", Host="my.example")[0] == 200
 
 
 # --- limits
 
 
-def test_each_client_has_a_limit_where_others_reach_the_page(address, open_address, tally):
-    answers = [ask(open_address, "/robots.txt") for _ in range(BURST + 60)]
-    refused = [answer for answer in answers if answer[0] == 429]
-    assert len(refused) > 0
-    _, text, headers = refused[-1]
+def test_each_client_has_a_limit_where_others_reach_the_page(address, open_address):
+    answers = (ask(open_address, "/robots.txt") for _ in range(20 * BURST))
+    _, text, headers = next(answer for answer in answers if answer[0] == 429)  # a busy machine takes more than BURST
     assert json.loads(text) == {
         "detail": f"Too many requests from your address; try again in {headers['retry-after']} s."
     }
@@ -288,7 +285,6 @@ def test_each_client_has_a_limit_where_others_reach_the_page(address, open_addre
     time.sleep(2 / PER_SECOND)
     assert ask(open_address, "/robots.txt")[0] == 200
     assert {ask(address, "/robots.txt")[0] for _ in range(BURST + 60)} == {200}  # this machine's own page
-    tally("requests above the limit (refused with 429)", len(refused))
 
 
 def test_a_limit_is_each_client_s_own_and_forgets():

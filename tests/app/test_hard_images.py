@@ -219,7 +219,7 @@ def photos(coffee) -> list[bytes]:
     return files
 
 
-@pytest.mark.parametrize("count", [50, pytest.param(600, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [50, pytest.param(300, marks=pytest.mark.slow)])
 def test_the_upload_s_handler_shows_a_photo_or_one_line(shelf, photos, tmp_path, tally, count):
     explore, path = Explore(shelf), tmp_path / "photo.jpg"
     shown = 0
@@ -239,7 +239,7 @@ def test_the_upload_s_handler_shows_a_photo_or_one_line(shelf, photos, tmp_path,
     tally("of these, still readable", shown)
 
 
-@pytest.mark.parametrize("count", [20, pytest.param(300, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [20, pytest.param(120, marks=pytest.mark.slow)])
 def test_the_endpoint_answers_every_upload(page, photos, tally, count):
     """Over HTTP, one after the other: arrays or one line, and then still a good photo's."""
     done = 0

@@ -6,7 +6,7 @@ from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 
 from app.explore import VIEWS
-from vtviz.predictor import extract_tokens
+from vtviz.shortcuts import extract_tokens
 
 WHOLE, CENTRE = VIEWS
 
@@ -37,12 +37,6 @@ def test_a_wrong_call_is_answered_with_the_line(client, photo, tmp_path):
         client.predict(handle_file(text), "own", WHOLE, api_name="/extract")
     with pytest.raises(AppError, match="this page has no model"):
         client.predict(handle_file(photo), "twn", WHOLE, api_name="/extract")
-
-
-def test_files_of_the_server_are_no_photos(client, models):
-    path = {"path": str(models / "own.json"), "meta": {"_type": "gradio.FileData"}}
-    with pytest.raises(AppError):
-        client.predict(path, "own", WHOLE, api_name="/extract")
 
 
 def test_a_segmentation_s_summary_has_the_areas_and_its_file_the_labels(

@@ -197,8 +197,8 @@ def test_a_program_makes_a_film(served, clip, tmp_path, models):
         assert picture.size == tuple(told["size"][::-1])
     with np.load(arrays) as stored:
         assert stored["frame000004"].shape[0] == 1
-    server_file = [{"path": str(models / "own.json"), "meta": {"_type": "gradio.FileData"}}]
-    for wrong, line in ((server_file, ""), (files, "there is no token 77")):
+    no_film = [handle_file(models / "own.json")]
+    for wrong, line in ((no_film, r"own\.json: not an MP4"), (files, "there is no token 77")):
         with pytest.raises(AppError, match=line):
             client.predict(wrong, "own", "block0", "77", 1, 2, "webm", api_name="/video")
 

@@ -6,6 +6,7 @@ import faulthandler
 import gc
 import io
 import re
+import signal
 import struct
 import sys
 import time
@@ -28,7 +29,7 @@ from vtviz.errors import ImageError
 from vtviz.images import LIMITS, load
 
 SECONDS = 30
-"""No input may take longer; the guard ends the process, for a decoder in C hears nothing else."""
+"""Of the processor's time, which no input may take; the guard ends the process: a decoder in C hears nothing else."""
 MEGABYTES = 150
 """By so much the memory in use may differ before and after some hundred inputs."""
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
@@ -180,11 +181,13 @@ def hostile(count: int, seed: int) -> Iterator[bytes]:
 @contextmanager
 def guarded() -> Iterator[None]:
     """Ends the process with every thread's stack where the block takes more than :data:`SECONDS`."""
-    faulthandler.dump_traceback_later(SECONDS, exit=True, file=sys.__stderr__)
+    faulthandler.register(signal.SIGPROF, file=sys.__stderr__, chain=True)  # the signal's own way is to end it
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)
     try:
         yield
     finally:
-        faulthandler.cancel_dump_traceback_later()
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        faulthandler.unregister(signal.SIGPROF)
 
 
 def memory() -> float:
@@ -221,9 +224,9 @@ def run(count: int, seed: int, work: Callable[[bytes], np.ndarray | None]) -> tu
         attempt(lambda data=data: work(data))
     before, read, slowest = memory(), 0, 0.0
     for data in hostile(count, seed):
-        start = time.perf_counter()
+        start = time.process_time()
         read += attempt(lambda data=data: work(data))
-        slowest = max(slowest, time.perf_counter() - start)
+        slowest = max(slowest, time.process_time() - start)
     assert memory() - before < MEGABYTES
     assert slowest < SECONDS
     assert 0 < read < count
@@ -242,7 +245,7 @@ def test_the_gate_gives_an_array_or_one_line(count, tally):
 
 
 @needs_proc
-@pytest.mark.parametrize("count", [30, pytest.param(600, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [30, pytest.param(300, marks=pytest.mark.slow)])
 def test_extraction_gives_maps_or_one_line(count, tiny_checkpoint, tally):
     def work(data: bytes) -> np.ndarray:
         maps = vtviz.extract_tokens(data, "tiny", size=64)
@@ -256,7 +259,7 @@ def test_extraction_gives_maps_or_one_line(count, tiny_checkpoint, tally):
 
 
 @needs_proc
-@pytest.mark.parametrize("count", [30, pytest.param(300, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [20, pytest.param(60, marks=pytest.mark.slow)])
 def test_the_command_line_gives_files_or_one_line(count, tiny_checkpoint, tmp_path, capfd, tally):
     """In this process, so that a leak or a crash shows here; the exit code is 0 or 2, and nothing is left half done."""
     path, out = tmp_path / "photo.jpg", tmp_path / "out"
@@ -295,7 +298,7 @@ def test_any_bytes_after_a_magic_number_give_an_array_or_one_line(magic, rest):
 
 
 @pytest.mark.slow
-@settings(max_examples=1500, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.data())
 def test_hypothesis_finds_no_file_that_breaks_the_gate(data):
     """As above, but with what Hypothesis chooses to change in whole files, which it can make small again."""
@@ -366,11 +369,11 @@ def test_a_bomb_costs_neither_time_nor_memory(name, tally):
     """Its size is read in its header; what it would unpack to is never all there at once."""
     data = BOMBS[name]
     assert len(data) < 1_600_000
-    before, start = memory(), time.perf_counter()
+    before, start = memory(), time.process_time()
     with suppress(PermissionError):  # then the peak is that of the whole process, which may be more
         Path("/proc/self/clear_refs").write_text("5")
     attempt(lambda: load(data))
-    assert time.perf_counter() - start < 10
+    assert time.process_time() - start < 10
     peak = int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024
     assert peak - before < 100
     tally("bombs tried")

@@ -25,11 +25,12 @@ from app.about import About
 from app.explore import VIEWS, Explore
 from app.shelf import Shelf
 from vtviz import checkpoints
+from vtviz.backbones import create_model
 from vtviz.cli import main
 from vtviz.errors import CheckpointError, VtvizError
 
-FAST = settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-MANY = settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+FAST = settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+MANY = settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +125,7 @@ def test_pickles_are_never_run(kind, folder, card, tmp_path, monkeypatch, capsys
     for name in ("evil.pt", "evil.pth", "evil.safetensors", "evil.bin", "evil.ckpt"):
         Path(name).write_bytes(data)
         Path("evil.json").write_text(json.dumps(card | {"sha256": sha256(data).hexdigest()}))
-        for gate in (checkpoints.load_tensors, lambda path: checkpoints.create_model("vt_resnet18", weights=path)):
+        for gate in (checkpoints.load_tensors, lambda path: create_model("vt_resnet18", weights=path)):
             with pytest.raises(CheckpointError) as caught:
                 gate(f"./{name}")
             assert "\n" not in str(caught.value)

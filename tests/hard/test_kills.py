@@ -187,10 +187,10 @@ def test_a_save_that_is_killed_at_any_step_leaves_the_old_pair_or_the_new_one(wr
 @pytest.mark.slow
 def test_two_saves_that_are_killed_at_any_two_steps(writes, tmp_path, tally):
     tried = 0
-    for first in range(1, 12):
-        for second in range(1, 12):
+    for first in range(1, 9):
+        for second in range(1, 9):
             tried += sum(kill_two_saves(writes, tmp_path / f"{first}-{second}", first, second))
-    assert tried > 100
+    assert tried > 60
     tally("kills while files were written", tried)
     tally("files lost to a kill", 0)
 
@@ -220,13 +220,14 @@ def test_weights_without_any_card_of_theirs_are_refused(writes, tmp_path):
 
 
 def kill_at_random(writes: Writes, folder: Path, kills: int, kind: str) -> int:
-    """Kill a writer again and again; how often what was found had moved on."""
-    rng, found, moved = random.Random(kind), None, 0
+    """Kill a writer again and again, in its first three writes or so; how often what was found had moved on."""
+    rng, moved, start = random.Random(kind), 0, time.monotonic()
+    assert not writes(kind, folder, 0, step=99)
+    once, found = time.monotonic() - start, FOUND[kind](folder)
     for turn in range(kills):
-        assert writes(kind, folder, 1 + 10_000 * turn, seconds=rng.uniform(0.0, 0.25))
+        assert writes(kind, folder, 1 + 10_000 * turn, seconds=rng.uniform(0.0, 3 * once))
         number = FOUND[kind](folder)
-        if kind != "extraction":
-            assert number is not None or found is None
+        assert number is not None or kind == "extraction"
         moved += number != found
         found = number
     return moved
@@ -243,8 +244,8 @@ def test_kills_at_random_lose_nothing(writes, tmp_path, tally, kind):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", FOUND)
 def test_many_kills_at_random_lose_nothing(writes, tmp_path, tally, kind):
-    kills = 25
-    assert kill_at_random(writes, tmp_path, kills, kind) > 5
+    kills = 15
+    assert kill_at_random(writes, tmp_path, kills, kind) > 2
     tally("kills while files were written", kills)
     tally("files lost to a kill", 0)
 

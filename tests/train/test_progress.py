@@ -69,7 +69,7 @@ def test_speed_waiting_and_mfu_are_those_of_the_epoch(fit):
     progress = fit()
     seconds = len(BATCHES) * 2 / progress.images_per_s
     assert len(BATCHES) * (STEP + WAIT) <= seconds < 10 * (STEP + WAIT)
-    assert progress.wait == pytest.approx(len(BATCHES) * WAIT / seconds, rel=0.4)
+    assert 0.99 * len(BATCHES) * WAIT <= progress.wait * seconds <= seconds - 0.99 * len(BATCHES) * STEP
     assert progress.mfu == pytest.approx(sum(FLOPS) / seconds / PEAK, rel=1e-3)  # whatever the batches' sizes
 
 

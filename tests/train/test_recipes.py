@@ -86,7 +86,7 @@ def test_a_recipe_comes_back_from_its_dict(name):
         ("epochs", 0, "must be at least 1, got 0"),
         ("batch_size", -8, "must be at least 1, got -8"),
         ("lr", 0.0, "must be positive, got 0.0"),
-        ("lr", float("nan"), "must be positive, got nan"),
+        ("lr", float("nan"), "must be a finite number, got nan"),
         ("temperature", -1.0, "must be positive, got -1.0"),
         ("rmsprop_eps", 0.0, "must be positive"),
         *((name, 1.0, r"must be in \[0, 1\), got 1.0") for name in ("label_smoothing", "ema", "dropout", "drop_path")),
@@ -106,7 +106,7 @@ def test_a_recipe_comes_back_from_its_dict(name):
             for name in ("diversity_weight", "mixup", "clip", "weight_decay")
         ),
         ("warmup_epochs", -1.0, "must be 0 or more"),
-        ("seed", -1, "must be 0 or more, got -1"),
+        ("seed", -1, "must be from 0 to 4294967295, got -1"),
         ("freeze", 6, "must be a number of stages from 0 to 5, got 6"),
         ("eval_size", 8, "must be from 32 to 1024 pixels, got 8"),
         ("sizes", "big", "expected LOW-HIGH@FRACTION or SIZE, got 'big'"),

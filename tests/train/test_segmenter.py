@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 import vtviz
 from vtviz import checkpoints, scores
+from vtviz.backbones import create_model
 from vtviz.cli import app
 from vtviz.data.segmentation import IGNORE, open_segmentation
 from vtviz.errors import CheckpointError, ConfigError, DataError, TrainingError
@@ -336,7 +337,7 @@ def test_a_crop_without_a_labelled_pixel_does_not_break_the_run(tmp_path):
 
 
 def test_levels_of_a_segmenter():
-    model = checkpoints.create_model("panoptic_fpn_resnet18", num_classes=3, **FPN_OPTIONS)
+    model = create_model("panoptic_fpn_resnet18", num_classes=3, **FPN_OPTIONS)
     parts = levels(model)
     assert len(parts) == 7  # stem, four residual stages, neck, head
     assert parts[-2:] == [[model.neck], [model.head]]

@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from vtviz import checkpoints
+from vtviz.backbones import create_model
 from vtviz.card import Card, Preprocessing
 from vtviz.data.folder import ClassList
 from vtviz.data.loading import BatchPlan
@@ -73,13 +74,11 @@ def make_model(job: TrainingJob, classes: ClassList) -> tuple[str, Any]:
     options = {"num_classes": len(classes), "dropout": job.recipe.dropout, "drop_path": job.recipe.drop_path}
     if job.start is None:
         _check_task(job, job.model, model_task(job.model))
-        return job.model, checkpoints.create_model(
-            job.model, job.preset, weights=job.weights, **{**job.model_options, **options}
-        )
+        return job.model, create_model(job.model, job.preset, weights=job.weights, **{**job.model_options, **options})
     old, card = checkpoints.load(job.start)
     if card.task == "classification" and model_task(job.model) == "segmentation":
         _check_task(job, job.model, "segmentation")
-        segmenter = checkpoints.create_model(job.model, job.preset, **{**job.model_options, **options})
+        segmenter = create_model(job.model, job.preset, **{**job.model_options, **options})
         _take_backbone(segmenter, old, card.name)
         return job.model, segmenter
     if job.model_options or job.preset or job.weights:
