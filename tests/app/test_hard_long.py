@@ -95,7 +95,7 @@ def visit(http: httpx.Client, photo: bytes, number: int) -> None:
 
 @needs_proc
 @pytest.mark.parametrize(
-    ("calls", "most"), [(80, 60.0), pytest.param(2000, 40.0, marks=pytest.mark.slow)], ids=["short", "long"]
+    ("calls", "most"), [(80, 60.0), pytest.param(2000, 40.0, marks=pytest.mark.soak)], ids=["short", "long"]
 )
 def test_two_thousand_calls_leave_nothing_behind(calls, most, url, coffee, tmp_path, tally):
     Image.fromarray(coffee[:96, :96]).save(tmp_path / "small.jpg")
@@ -120,7 +120,7 @@ def test_two_thousand_calls_leave_nothing_behind(calls, most, url, coffee, tmp_p
 
 
 @needs_proc
-@pytest.mark.parametrize("switches", [6, pytest.param(100, marks=pytest.mark.slow)], ids=["few", "many"])
+@pytest.mark.parametrize("switches", [6, pytest.param(100, marks=pytest.mark.soak)], ids=["few", "many"])
 def test_a_model_switched_often_does_not_pile_up(switches, models, tmp_path, monkeypatch, chelsea, tally):
     for number in range(5):
         for suffix in (".safetensors", ".json"):

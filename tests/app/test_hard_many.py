@@ -128,7 +128,9 @@ def answer(client: Client, call: tuple[Any, ...]) -> list[Any]:
 
 
 @pytest.mark.parametrize(
-    ("clients", "each"), [(4, 4), pytest.param(32, 30, marks=pytest.mark.slow)], ids=["few", "many"]
+    ("clients", "each"),
+    [(4, 4), pytest.param(32, 30, marks=[pytest.mark.soak, pytest.mark.timeout(1800)])],
+    ids=["few", "many"],
 )
 def test_every_answer_is_the_serial_one(clients, each, served, photos, tmp_path, tally):
     *calls, long = make_calls(photos)  # the last is Captum's, on a model that others look through meanwhile

@@ -341,7 +341,8 @@ def test_where_it_is_not_allowed_nothing_can_be_called(models, data, tmp_path):
     page = build_page(shelf, Train(shelf, tmp_path, DataRoot(data)))
     assert acts(page) >= {"start", "cancel", "resume", "delete", "look", "trial"}
     open_ones = {fn.api_name for fn in page.fns.values() if fn.api_visibility == "public"}
-    assert open_ones == {"extract", "compare", "atlas", "video"}  # which change nothing
+    analyses = {"ablate", "attribute", "lineage", "query"}
+    assert open_ones == {"extract", "compare", "atlas", "video"} | analyses  # which change nothing
 
 
 # --- in a browser
