@@ -27,6 +27,7 @@ for _name, _value in {
 CLONE = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(CLONE))
 from benchmarks.measure import Row  # noqa: E402 - after the environment
+from docs import enclosed  # noqa: E402
 
 Suite = Callable[[], Iterator[Row]]
 
@@ -102,7 +103,7 @@ def _pair(values: tuple[float, float] | None) -> str:
     return "" if values is None else "–".join(map(_figure, values))
 
 
-BEGIN, END = "<!-- benchmarks: written by python -m benchmarks -->\n", "<!-- end of benchmarks -->\n"
+MARKS = "<!-- benchmarks: written by python -m benchmarks -->\n", "<!-- end of benchmarks -->\n"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -136,11 +137,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _write(path: Path, text: str, where: dict[str, Any]) -> None:
-    page = path.read_text("utf-8")
-    before, rest = page.split(BEGIN)
-    _, after = rest.split(END)
     line = ", ".join(f"{key} {value}" for key, value in where.items() if value is not None)
-    path.write_text(f"{before}{BEGIN}\n{text}\n{line}.\n\n{END}{after}", "utf-8")
+    page = enclosed.renewed(path.read_text("utf-8"), MARKS, lambda: f"{text}\n{line}.\n", path.name)
+    path.write_text(page, "utf-8")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.measure import Row, Work, compare
-from vtviz.engines import ENGINES, TorchEngine, check_engine, inference, open_engine
+from vtviz.engines import PRECISIONS, TorchEngine, check_engine, inference, open_engine
 from vtviz.errors import ConfigError
 from vtviz.models.registry import build_model
 from vtviz.models.vt_fpn import FPNNeck, VTFPNConfig, VTNeck
@@ -72,9 +72,9 @@ def engines() -> Iterator[Row]:
     model = build_model("vt_resnet18").eval()
     x = torch.randn(1, 3, 224, 224)
     base = partial(TorchEngine(model), x)
-    for name in ENGINES:
-        for dtype in ("float32", "bf16"):
-            if (name, dtype) in {("torch", "float32"), ("onnxruntime", "bf16")}:
+    for name, dtypes in PRECISIONS.items():
+        for dtype in dtypes:
+            if (name, dtype) == ("torch", "float32"):
                 continue
             row, what = f"engine.{name}.{dtype}", f"{name}, {dtype} ÷ PyTorch, float32: VT-ResNet-18 with its maps"
             try:

@@ -20,7 +20,20 @@ CLONE = Path(__file__).resolve().parents[1]
 IMPORT = "import time; t = time.perf_counter(); import vtviz; print(1e3 * (time.perf_counter() - t))"
 LIBRARIES = "import torch, gradio"
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
-FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking")
+FLAGS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+
+
+def find_chromium() -> str | None:
+    """Chromium: $VTVIZ_CHROMIUM, else what PATH has."""
+    return os.environ.get("VTVIZ_CHROMIUM") or next(filter(None, map(shutil.which, CHROMIUM)), None)
 
 
 def start() -> Iterator[Row]:
@@ -73,7 +86,7 @@ PEAK = "print(next(int(l.split()[1]) for l in open('/proc/self/status') if l.sta
 def canvas() -> Iterator[Row]:
     """What a display option costs in the browser: the time until it is drawn, and calls of the server."""
     wanted = "canvas.draw", "canvas.requests"
-    found = os.environ.get("VTVIZ_CHROMIUM") or next(filter(None, map(shutil.which, CHROMIUM)), None)
+    found = find_chromium()
     if found is None or find_spec("playwright") is None:
         for name in wanted:
             yield Row(name, "in Chromium", note="not measured: no Chromium, or no playwright")

@@ -20,6 +20,7 @@ import torch
 
 CLONE = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(CLONE))  # whether vtviz is installed or not
+from docs import enclosed
 from vtviz.checkpoints import read_card
 from vtviz.errors import ConfigError, VtvizError
 from vtviz.models.complexity import count_complexity
@@ -27,7 +28,7 @@ from vtviz.models.registry import model_from_config
 from vtviz.train.recipes import recipe_from_dict
 
 PAGE, RESULTS = CLONE / "docs" / "ablations.md", CLONE / "docs" / "ablations.json"
-BEGIN, END = "<!-- ablations: written by docs/ablations.py -->\n", "<!-- end of ablations -->\n"
+MARKS = ("<!-- ablations: written by docs/ablations.py -->\n", "<!-- end of ablations -->\n")
 HEADINGS = (
     "model",
     "top-1 of each seed",
@@ -208,11 +209,7 @@ def _signed(points: float) -> str:
 
 def renewed(page: str, results: dict[str, Any]) -> str:
     """The page with its table replaced."""
-    before, _, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not end:
-        raise VtvizError(f"{PAGE.name} has lost the lines that enclose the table: {BEGIN.strip()} {END.strip()}")
-    return f"{before}{BEGIN}\n{table(results)}\n{END}{after}"
+    return enclosed.renewed(page, MARKS, lambda: table(results), PAGE.name)
 
 
 def main() -> None:
@@ -229,12 +226,8 @@ def main() -> None:
             print(note, file=sys.stderr)
         RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
         print(f"wrote {RESULTS}, {len(results['runs'])} runs")
-    old = PAGE.read_text(encoding="utf-8")
-    new = renewed(old, json.loads(RESULTS.read_text(encoding="utf-8")))
-    if options.check:
-        sys.exit("docs/ablations.md: run python docs/ablations.py" if new != old else 0)
-    PAGE.write_text(new, encoding="utf-8")
-    print(f"wrote {PAGE}")
+    new = renewed(PAGE.read_text(encoding="utf-8"), json.loads(RESULTS.read_text(encoding="utf-8")))
+    enclosed.put(PAGE, new, check=options.check, hint="docs/ablations.md: run python docs/ablations.py")
 
 
 if __name__ == "__main__":

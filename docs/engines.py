@@ -14,13 +14,13 @@ import skimage.data
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from vtviz.engines import ENGINES
+from vtviz.engines import PRECISIONS
 from vtviz.images import ImageSource
 from vtviz.predictor import load_model
 from vtviz.suffixes import IMAGE_SUFFIXES
 
-COMBINATIONS = [(name, dtype) for name in ENGINES for dtype in ("float32", "bf16")]
-COMBINATIONS = [c for c in COMBINATIONS if c not in {("torch", "float32"), ("onnxruntime", "bf16")}]
+# all but the first, which is what they differ from
+COMBINATIONS = [(name, dtype) for name, dtypes in PRECISIONS.items() for dtype in dtypes][1:]
 HEADING = (
     "| model | photos | engine | dtype | same class | logits: largest difference | maps: mean difference | largest |"
     " recomputed AᵀV − T |\n| --- | --- | --- | --- | --- | --- | --- | --- | --- |"

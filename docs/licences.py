@@ -13,10 +13,11 @@ from packaging.requirements import Requirement
 
 CLONE = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(CLONE))  # whether vtviz is installed or not
+from docs import enclosed
 from vtviz.errors import DataError, VtvizError
 
 PAGE, REQUIREMENTS = CLONE / "docs" / "licences.md", CLONE / "requirements.txt"
-BEGIN, END = "<!-- licences: written by docs/licences.py -->\n", "<!-- end of licences -->\n"
+MARKS = ("<!-- licences: written by docs/licences.py -->\n", "<!-- end of licences -->\n")
 COPYLEFT = re.compile(r"\b[AL]?GPL|\bMPL|\bEPL|\bCDDL|\bEUPL", re.IGNORECASE)
 PROPRIETARY = re.compile(r"proprietary|nvidia", re.IGNORECASE)
 LONGEST = 80
@@ -96,11 +97,7 @@ def table() -> str:
 
 def renewed(page: str) -> str:
     """The page with its table replaced."""
-    before, _, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not end:
-        raise VtvizError(f"{PAGE.name} has lost the lines that enclose the table: {BEGIN.strip()} {END.strip()}")
-    return f"{before}{BEGIN}\n{table()}\n{END}{after}"
+    return enclosed.renewed(page, MARKS, table, PAGE.name)
 
 
 def main() -> None:
@@ -108,12 +105,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Write the table of docs/licences.md.")
     parser.add_argument("--check", action="store_true", help="change nothing; exit code 1 if the table is out of date")
     check = parser.parse_args().check
-    old = PAGE.read_text(encoding="utf-8")
-    new = renewed(old)
-    if check:
-        sys.exit("docs/licences.md: run python docs/licences.py" if new != old else 0)
-    PAGE.write_text(new, encoding="utf-8")
-    print(f"wrote {PAGE}")
+    new = renewed(PAGE.read_text(encoding="utf-8"))
+    enclosed.put(PAGE, new, check=check, hint="docs/licences.md: run python docs/licences.py")
 
 
 if __name__ == "__main__":

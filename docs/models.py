@@ -11,6 +11,7 @@ from typing import Any, cast
 
 CLONE = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(CLONE))  # whether vtviz is installed or not
+from docs import enclosed
 from vtviz.card import Card
 from vtviz.checkpoints import read_card
 from vtviz.errors import VtvizError
@@ -19,7 +20,7 @@ from vtviz.models.registry import model_from_config
 from vtviz.models.vt_fpn import Segmenter
 
 README, CHECKPOINTS = CLONE / "README.md", CLONE / "checkpoints"
-BEGIN, END = "<!-- models: written by docs/models.py -->\n", "<!-- end of models -->\n"
+MARKS = ("<!-- models: written by docs/models.py -->\n", "<!-- end of models -->\n")
 CLASSIFIERS = ("model", "trained on", "top-1", "at other sizes", "tokens' peak", "tokens' correlation", "people")
 SEGMENTERS = ("model", "trained on", "mIoU", "95 % interval", "pixel accuracy", "boundary F", "GMACs", "of the neck")
 COUNTED_AT = 352, 480
@@ -85,11 +86,7 @@ def _percent(share: Any) -> str:
 
 def renewed(readme: str, folder: Path) -> str:
     """The README with its table replaced."""
-    before, _, rest = readme.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not end:
-        raise VtvizError(f"{README.name} has lost the lines that enclose the table: {BEGIN.strip()} {END.strip()}")
-    return f"{before}{BEGIN}\n{tables(folder)}\n{END}{after}"
+    return enclosed.renewed(readme, MARKS, lambda: tables(folder), README.name)
 
 
 def main() -> None:
@@ -97,12 +94,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Write README.md's table of models from the cards in checkpoints/.")
     parser.add_argument("--check", action="store_true", help="change nothing; exit code 1 if the table is out of date")
     check = parser.parse_args().check
-    old = README.read_text(encoding="utf-8")
-    new = renewed(old, CHECKPOINTS)
-    if check:
-        sys.exit("README.md: run python docs/models.py" if new != old else 0)
-    README.write_text(new, encoding="utf-8")
-    print(f"wrote {README}")
+    new = renewed(README.read_text(encoding="utf-8"), CHECKPOINTS)
+    enclosed.put(README, new, check=check, hint="README.md: run python docs/models.py")
 
 
 if __name__ == "__main__":

@@ -175,7 +175,7 @@ def test_a_page_without_its_marks_is_one_line():
 
 def test_the_command(make_run, tmp_path, monkeypatch, capsys):
     page, results = tmp_path / "page.md", tmp_path / "results.json"
-    page.write_text(f"before\n{ablations.BEGIN}old\n{ablations.END}after\n")
+    page.write_text(f"before\n{ablations.MARKS[0]}old\n{ablations.MARKS[1]}after\n")
     monkeypatch.setattr(ablations, "PAGE", page)
     monkeypatch.setattr(ablations, "RESULTS", results)
     make_run(top1=0.5)

@@ -82,7 +82,8 @@ def test_json_has_a_row_per_goal(one_suite, capsys):
 
 def test_the_table_is_written_between_its_marks(one_suite, capsys, tmp_path):
     page = tmp_path / "speed.md"
-    page.write_text(f"before\n{program.BEGIN}old\n{program.END}after\n", "utf-8")
+    begin, end = program.MARKS
+    page.write_text(f"before\n{begin}old\n{end}after\n", "utf-8")
     assert program.main(["--out", str(page)]) == 0
     assert "| a.b | this ÷ that | 0.500 | 0.400–0.600 |" in capsys.readouterr().out
     text = page.read_text("utf-8")

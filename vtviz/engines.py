@@ -173,6 +173,8 @@ ENGINES = {
     "openvino": ("onnx", "onnxscript", "openvino"),
 }
 """Name of an engine -> the packages that it needs."""
+PRECISIONS = {"torch": ("float32", "bf16"), "onnxruntime": ("float32",), "openvino": ("float32", "bf16")}
+"""Name of an engine -> the names of the precisions that it computes in."""
 
 
 def check_engine(name: str, dtype: str = "float32") -> None:
@@ -181,9 +183,10 @@ def check_engine(name: str, dtype: str = "float32") -> None:
         raise ConfigError(f"unknown engine {name!r}{did_you_mean(name, ENGINES)}")
     if dtype not in DTYPES:
         raise ConfigError(f"unknown dtype {dtype!r}{did_you_mean(dtype, DTYPES)}")
-    if name == "onnxruntime" and dtype != "float32":
+    if dtype not in PRECISIONS[name]:
+        others = " and ".join(other for other, dtypes in PRECISIONS.items() if dtype in dtypes)
         raise ConfigError(
-            f"the onnxruntime engine computes in float32, got dtype {dtype!r}; torch and openvino take it"
+            f"the {name} engine computes in {', '.join(PRECISIONS[name])}, got dtype {dtype!r}; {others} take it"
         )
     for package in ENGINES[name]:
         if importlib.util.find_spec(package) is None:

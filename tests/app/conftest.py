@@ -1,7 +1,5 @@
 """Small models for the page, the page itself on a free port, and a browser."""
 
-import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,19 +9,10 @@ from PIL import Image
 
 from app.page import build_page, launch_options
 from app.shelf import Shelf
+from benchmarks.start import CHROMIUM, FLAGS, find_chromium
 from vtviz import checkpoints
 
 CLASSES = ("tabby cat", "<b>cup</b>", "rocket", "person", "flag & pole")
-CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
-FLAGS = (
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-)
 
 
 @pytest.fixture(scope="session")
@@ -72,8 +61,7 @@ def photo(tmp_path_factory, coffee) -> Path:
 def browser() -> Iterator[object]:
     """Chromium: $VTVIZ_CHROMIUM, else what PATH has."""
     api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    wanted = os.environ.get("VTVIZ_CHROMIUM")
-    found = wanted or next(filter(None, map(shutil.which, CHROMIUM)), None)
+    found = find_chromium()
     if not found:
         pytest.skip(f"no browser: none of {', '.join(CHROMIUM)} on PATH, and $VTVIZ_CHROMIUM is not set")
     with api.sync_playwright() as playwright:
