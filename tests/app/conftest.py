@@ -1,7 +1,8 @@
 """Small models for the page, the page itself on a free port, and a browser."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -108,3 +109,18 @@ def segment_address(segment_shelf) -> Iterator[str]:
     _, url, _ = page.launch(prevent_thread_lock=True, **options)
     yield url
     page.close(verbose=False)
+
+
+@pytest.fixture(scope="session")
+def settle() -> Callable[[Any], None]:
+    """Waits until a page has asked what Gradio asks as it opens: a reload would cut that off, with a fault.
+
+    The page's requests have to be noted in its ``requests``.
+    """
+
+    def wait(page: Any) -> None:
+        while not any("queue/data" in url for url in page.requests):
+            page.wait_for_timeout(100)
+        page.wait_for_timeout(700)
+
+    return wait

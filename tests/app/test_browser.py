@@ -248,12 +248,10 @@ def test_a_photo_can_be_pasted_anywhere(page):
 
 @pytest.mark.parametrize("width", [390, 1280])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_the_page_fits_and_every_control_has_a_name(page, width, scheme):
+def test_the_page_fits_and_every_control_has_a_name(page, settle, width, scheme):
     page.emulate_media(color_scheme=scheme)
     page.set_viewport_size({"width": width, "height": 844})
-    while not any("queue/join" in url for url in page.requests):  # a reload would cut off what Gradio asks at first
-        page.wait_for_timeout(100)
-    page.wait_for_timeout(700)
+    settle(page)
     page.reload()
     page.wait_for_selector(".vtx[data-ready]")
     assert page.evaluate("document.documentElement.scrollWidth") <= width

@@ -128,14 +128,13 @@ def test_the_legend_has_the_areas_and_folds_away_what_is_not_seen(page, expected
     assert rest.locator("p").inner_text() == "boat"
 
 
-def test_classes_are_switched_off_and_on_without_the_server(page, expected):
+def test_classes_are_switched_off_and_on_without_the_server(page, settle, expected):
     option(page, "Opacity").fill("1")
     option(page, "Outlines").uncheck()
     full = picture(page, "classes")
     photo = picture(page, "photo")
     labels = nearest(expected.labels, full.shape[:2])
-    while not any("queue/data" in url for url in page.requests):  # the page's last question as it opens: for a link
-        page.wait_for_timeout(50)
+    settle(page)
     asked = len(page.requests)
     road = chip(page, "road")
     assert road.get_attribute("aria-pressed") == "true"
@@ -347,9 +346,10 @@ def test_the_panel_holds_the_classes_and_the_arrays_the_labels(page, expected):
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(390, "dark"), (1280, "light")])
-def test_the_view_fits_and_every_control_has_a_name(page, width, scheme, cat, tmp_path):
+def test_the_view_fits_and_every_control_has_a_name(page, settle, width, scheme, cat, tmp_path):
     page.emulate_media(color_scheme=scheme)
     page.set_viewport_size({"width": width, "height": 844})
+    settle(page)
     page.reload()
     page.wait_for_selector(".vtx[data-ready]")
     upload(page, "#mask", write_mask(tmp_path / "mask.png", np.arange(cat[..., 0].size).reshape(cat.shape[:2]) % 6))

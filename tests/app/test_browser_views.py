@@ -72,14 +72,7 @@ def asked(page) -> list[str]:
     return [url for url in page.requests if not url.startswith(("data:", "blob:"))]
 
 
-def settle(page) -> None:
-    """Wait for what Gradio asks of itself when a page opens."""
-    while not any("queue/data" in url for url in page.requests):
-        page.wait_for_timeout(100)
-    page.wait_for_timeout(700)
-
-
-def test_views_change_below_while_photo_and_token_stay_and_no_server_is_asked(visit):
+def test_views_change_below_while_photo_and_token_stay_and_no_server_is_asked(visit, settle):
     page = visit("/?layer=1&token=3")
     settle(page)
     before, box = len(asked(page)), page.locator(".vtx-photo").bounding_box()
@@ -216,7 +209,7 @@ def test_lineage_follows_a_token_and_says_what_it_reads(visit, maps):
     assert float(said.split()[-1].rstrip("×")) == pytest.approx(16 * attention[3][12, 5], abs=0.051)
 
 
-def test_every_token_is_tried_beside_its_baselines(visit, shelf):
+def test_every_token_is_tried_beside_its_baselines(visit, settle, shelf):
     page = visit("/?view=ablation")
     settle(page)
     cat = load_examples()["cat"].image
@@ -249,7 +242,7 @@ def test_every_token_is_tried_beside_its_baselines(visit, shelf):
     page.wait_for_function("(label) => document.querySelector('.vtx-told').textContent.startsWith(label)", arg=label)
 
 
-def test_methods_stand_side_by_side_and_the_report_holds_them(visit, shelf):
+def test_methods_stand_side_by_side_and_the_report_holds_them(visit, settle, shelf):
     pytest.importorskip("captum")
     page = visit("/?view=attribution")
     settle(page)
@@ -288,7 +281,7 @@ def test_methods_stand_side_by_side_and_the_report_holds_them(visit, shelf):
     assert "Does a token matter?" not in report  # it was not asked
 
 
-def test_what_runs_can_be_cancelled_and_what_fails_is_one_line(visit, shelf):
+def test_what_runs_can_be_cancelled_and_what_fails_is_one_line(visit, settle, shelf):
     page = visit("/?view=ablation")
     settle(page)
     page.evaluate("""() => { // at once: this small model is done in a second
@@ -360,7 +353,7 @@ def test_every_view_fits_and_every_control_has_a_name(visit, segment_address, wi
             assert sheet.evaluate("(e) => getComputedStyle(e).backgroundColor") == "rgba(0, 0, 0, 0)"
 
 
-def test_tokens_of_all_levels_read_each_other(visit, segment_address, segment_shelf):
+def test_tokens_of_all_levels_read_each_other(visit, settle, segment_address, segment_shelf):
     page = visit("/?view=lineage&layer=2&token=5", at=segment_address)
     maps = extract_tokens(load_examples()["cat"].image, segment_shelf.get("scene"))
     read = numbers(page.locator(".vtx-reads").all_inner_texts())
