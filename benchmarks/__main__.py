@@ -13,21 +13,21 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+CLONE = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(CLONE))
+from vtviz.train.verbs import MALLOC  # noqa: E402 - brings no torch, which would read the environment
+
 for _name, _value in {
     "OMP_WAIT_POLICY": "PASSIVE",  # as the page sets it
     "OMP_NUM_THREADS": "2",
     "HF_HUB_OFFLINE": "1",
     "GRADIO_ANALYTICS_ENABLED": "False",
-    # glibc would give large blocks back after each step of training, and fetch them again
-    "MALLOC_MMAP_MAX_": "0",
-    "MALLOC_TRIM_THRESHOLD_": "34359738368",
-    "MALLOC_TOP_PAD_": "268435456",
+    **MALLOC,
 }.items():
     os.environ.setdefault(_name, _value)
-CLONE = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(CLONE))
 from benchmarks.measure import Row  # noqa: E402 - after the environment
 from docs import enclosed  # noqa: E402
+from vtviz.files import write  # noqa: E402
 
 Suite = Callable[[], Iterator[Row]]
 
@@ -87,12 +87,16 @@ def table(rows: list[Row]) -> str:
                 _figure(row.control),
                 _pair(row.spread),
                 (row.goal or "").replace("<=", "≤").replace(">=", "≥"),
-                {True: "yes", False: "**no**", None: ""}[row.met],
+                _met(row),
                 " / ".join(both),
-                row.note,
+                "; ".join(filter(None, (row.note, UNSTEADY if row.steady is False else ""))),
             ]
         )
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n"
+
+
+def _met(row: Row) -> str:
+    return {True: "yes", False: "**no**", None: ""}[row.met] + (", not certain" if row.certain is False else "")
 
 
 def _figure(value: float | None) -> str:
@@ -103,11 +107,12 @@ def _pair(values: tuple[float, float] | None) -> str:
     return "" if values is None else "–".join(map(_figure, values))
 
 
+UNSTEADY = "the control was not 1: measure again"
 MARKS = "<!-- benchmarks: written by python -m benchmarks -->\n", "<!-- end of benchmarks -->\n"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run suites; 2 and one line for a wrong name."""
+    """Run suites; 2 and one line for a wrong name or page, before anything is measured."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help="suites to run; all by default")
     parser.add_argument("--json", action="store_true", help="print the rows as JSON")
@@ -120,6 +125,13 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     if wrong := [name for name in options.names if name not in known]:
         parser.error(f"no suite {wrong[0]!r}: there are {', '.join(known)}")
+    if options.out is not None:
+        if options.names:
+            parser.error("--out writes the whole table: name no suites with it")
+        try:
+            _page(options.out, "")  # now: measuring takes minutes
+        except (OSError, ValueError) as error:
+            parser.error(f"{options.out}: {getattr(error, 'strerror', None) or error}")
     rows, began = [], time.perf_counter()
     for name in options.names or known:
         for row in known[name]():
@@ -132,14 +144,14 @@ def main(arguments: list[str] | None = None) -> int:
     else:
         print(", ".join(f"{key} {value}" for key, value in where.items()))
     if options.out is not None:
-        _write(options.out, table(rows), where)
+        line = ", ".join(f"{key} {value}" for key, value in where.items() if value is not None)
+        write(options.out, _page(options.out, f"{table(rows)}\n{line}.\n"))
     return 0
 
 
-def _write(path: Path, text: str, where: dict[str, Any]) -> None:
-    line = ", ".join(f"{key} {value}" for key, value in where.items() if value is not None)
-    page = enclosed.renewed(path.read_text("utf-8"), MARKS, lambda: f"{text}\n{line}.\n", path.name)
-    path.write_text(page, "utf-8")
+def _page(path: Path, text: str) -> str:
+    """The page with this text between its marks. Raises OSError or ValueError where there is no such page."""
+    return enclosed.renewed(path.read_text("utf-8"), MARKS, lambda: text, "it")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import operator
 import re
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -50,14 +50,31 @@ class Row:
     @property
     def met(self) -> bool | None:
         """Whether the ratio keeps the goal; None where there is no ratio or no goal."""
-        if self.ratio is None or self.goal is None:
+        return None if self.ratio is None else self._keeps(self.ratio)
+
+    @property
+    def steady(self) -> bool | None:
+        """Whether the control's spread holds 1; None of fewer than 5 rounds, which are on one side of it by chance."""
+        if self.spread is None or self.rounds < LEAST_ROUNDS:
+            return None
+        return self.spread[0] <= 1 <= self.spread[1]
+
+    @property
+    def certain(self) -> bool | None:
+        """Whether ``met`` holds at both ends of the interval, with a steady control; None where one cannot know."""
+        if self.met is None or self.interval is None:
+            return None
+        return self.steady is not False and all(self._keeps(end) == self.met for end in self.interval)
+
+    def _keeps(self, ratio: float) -> bool | None:
+        if self.goal is None:
             return None
         sign, bound = re.fullmatch(r"(<=|>=) ([\d.]+)", self.goal).groups()  # type: ignore[union-attr]
-        return COMPARE[sign](self.ratio, float(bound))
+        return COMPARE[sign](ratio, float(bound))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON data, ``met`` included."""
-        return asdict(self) | {"met": self.met}
+        """Plain JSON data, ``met``, ``certain`` and ``steady`` included."""
+        return asdict(self) | {"met": self.met, "certain": self.certain, "steady": self.steady}
 
 
 def clock(work: Work) -> float:
@@ -73,6 +90,7 @@ def compare(
     """``first`` divided by ``second``, in rounds of A B B A, each followed by its control A A A A.
 
     Work that is over in less than 20 ms is repeated within a round until it is not. Warm-up is a call of each, twice.
+    Where the control was not 1 all of it is done once more: then something else ran on the machine, or still warmed up.
 
     Args:
         name: of the row.
@@ -83,6 +101,12 @@ def compare(
         seconds: how long to go on; there are at least 5 rounds.
         note: of the row.
     """
+    blank = Row(name, what, goal=goal, note=note)
+    row = _measured(blank, first, second, seconds)
+    return _measured(blank, first, second, seconds) if row.steady is False else row
+
+
+def _measured(row: Row, first: Work, second: Work, seconds: float) -> Row:
     for work in (first, second) * 2:
         work()
     repeat = {work: max(1, round(0.02 / max(clock(work), 1e-7))) for work in (first, second)}
@@ -106,18 +130,15 @@ def compare(
     finally:
         gc.enable()
     medians = 1e3 * np.median(times, axis=0)
-    return Row(
-        name,
-        what,
-        float(np.median(ratios)),
-        interval_of_median(ratios),
-        float(np.median(controls)),
-        quantiles(controls),
-        goal,
-        float(medians[0]),
-        float(medians[1]),
-        len(ratios),
-        note,
+    return replace(
+        row,
+        ratio=float(np.median(ratios)),
+        interval=interval_of_median(ratios),
+        control=float(np.median(controls)),
+        spread=quantiles(controls),
+        first=float(medians[0]),
+        second=float(medians[1]),
+        rounds=len(ratios),
     )
 
 

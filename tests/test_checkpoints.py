@@ -132,6 +132,13 @@ def test_a_full_disk_leaves_the_old_checkpoint_intact(tiny_checkpoint, tiny_mode
 # what the gate turns away
 
 
+def deep(value, levels):
+    """Dicts in each other, or lists."""
+    for _ in range(levels):
+        value = {"a": value} if isinstance(value, dict) else [value]
+    return value
+
+
 @pytest.mark.parametrize(
     ("damage", "match"),
     [
@@ -157,6 +164,8 @@ def test_a_full_disk_leaves_the_old_checkpoint_intact(tiny_checkpoint, tiny_mode
         (lambda p: edit_card(p, preprocessing={"mean": [0.5]}), "3 means"),
         (lambda p: edit_card(p, preprocessing={"sise": 3}), "card: preprocessing has no field 'sise'"),
         (lambda p: edit_card(p, palette=[1]), "palette must be"),
+        (lambda p: edit_card(p, recipe=deep({}, 600)), "tiny.json: card: it goes more than 100 levels deep"),
+        (lambda p: edit_card(p, recipe={"sizes": deep([], 600)}), "more than 100 levels deep"),
         (lambda p: edit_card(p, model="vt_resnet19"), "unknown model 'vt_resnet19'; did you mean"),
         (lambda p: edit_card(p, model="resnet18"), "resnet18 has no option 'stage'"),
         (lambda p: edit_card(p, config={"num_classes": 5}), "tiny.json: .*incomplete"),

@@ -10,8 +10,9 @@ import torch
 from PIL import Image
 
 import vtviz
+from vtviz import graph
 from vtviz.cli import main
-from vtviz.engines import ENGINES, TorchEngine, cache_folder, open_engine
+from vtviz.engines import ENGINES, TorchEngine, _cached, cache_folder, open_engine
 from vtviz.errors import ConfigError
 from vtviz.predictor import Predictor, load_model
 from vtviz.tokens import TokenMaps
@@ -191,6 +192,31 @@ def test_graphs_are_kept_and_a_damaged_one_is_made_anew(tmp_path, monkeypatch, t
     assert len(kept.read_bytes()) == len(whole)
 
 
+def test_a_graph_is_that_of_its_configuration_too(tmp_path, monkeypatch, tiny_model):
+    """Which need not show in the weights."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(graph, "freeze", lambda model: model)
+    monkeypatch.setattr(graph, "trace", lambda model: model)
+    monkeypatch.setattr(graph, "to_onnx", lambda model: str(model.config).encode())
+    models = [tiny_model("vt_resnet18", static_scale=scaled) for scaled in (False, True)]
+    for _ in range(2):
+        for model in models:
+            assert _cached(model, "the same weights") == str(model.config).encode()
+    assert len(list(cache_folder().iterdir())) == 2
+
+
+def test_a_user_without_a_home_has_no_cache_and_an_engine(monkeypatch, tiny_model):
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", homeless)
+    monkeypatch.setattr(graph, "freeze", lambda model: model)
+    monkeypatch.setattr(graph, "trace", lambda model: model)
+    monkeypatch.setattr(graph, "to_onnx", lambda _: b"graph")
+    assert _cached(tiny_model("resnet18"), "w") == b"graph"
+
+
 def test_a_cache_that_cannot_be_written_costs_time_and_no_more(monkeypatch, tmp_path, tiny_model):
     need("onnxruntime")
     (tmp_path / "file").write_text("")
@@ -208,6 +234,7 @@ def refuse(*args, **kwargs):
     print("CALLED HOME", args)
 socket.socket.connect = socket.create_connection = socket.getaddrinfo = refuse
 import vtviz
+from vtviz import graph
 vtviz.load_model("tiny", engine="openvino")
 print("openvino" in sys.modules, sorted(m for m in sys.modules if m.startswith("openvino_telemetry.")))
 """

@@ -7,15 +7,17 @@ import numpy as np
 import pytest
 import torch
 
+from vtviz import export_model as export_model_module
 from vtviz import graph
 from vtviz.cli import main
 from vtviz.engines import ENGINES
 from vtviz.errors import ConfigError, DataError
 from vtviz.export_model import FORMATS, TOLERANCE, export_model
+from vtviz.models.registry import MODELS
 from vtviz.predictor import Predictor, load_model
 
 FAMILIES = ("vt_resnet18", "vt_resnet50", "resnet18", "vt_fpn_resnet18", "panoptic_fpn_resnet18")
-"""Models that have every kind of node there is; deeper ones have more of them."""
+"""Models that have every kind of node there is; deeper ones have more of them: traced, but not written as ONNX."""
 
 
 @pytest.fixture(autouse=True)
@@ -51,6 +53,7 @@ def test_pt2_has_logits_and_maps_by_name_and_takes_any_size(tiny_checkpoint, tmp
             torch.testing.assert_close(got[f"block{i}.tokens_out"], block.transformer.tokens.transpose(1, 2))
 
 
+@pytest.mark.slow
 def test_onnx_runs_without_vtviz_and_says_what_it_is(needs_onnx, tiny_checkpoint, tmp_path, capsys, chelsea):
     import onnxruntime
 
@@ -91,6 +94,21 @@ def test_a_file_that_is_not_the_model_is_not_kept(tiny_model, tmp_path, monkeypa
 
     monkeypatch.setattr(graph, "trace", mistaken)
     with pytest.raises(DataError, match=r"not written: output logits differs by .* of its largest value, 1e-03"):
+        export_model(Predictor(tiny_model("resnet18")), tmp_path / "wrong.pt2")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+def test_a_file_that_gives_no_numbers_is_not_kept(tiny_model, tmp_path, monkeypatch, wrong):
+    monkeypatch.setattr(
+        export_model_module,
+        "_pt2_runner",
+        lambda _: lambda x: {"logits": torch.full((len(x), 5), wrong)},
+    )
+    with pytest.raises(DataError, match="not written: output logits differs by inf"):
+        export_model(Predictor(tiny_model("resnet18")), tmp_path / "wrong.pt2")
+    monkeypatch.setattr(export_model_module, "_pt2_runner", lambda _: lambda x: {"logits": torch.zeros(len(x), 1)})
+    with pytest.raises(DataError, match="the file's logits is"):
         export_model(Predictor(tiny_model("resnet18")), tmp_path / "wrong.pt2")
     assert list(tmp_path.iterdir()) == []
 
@@ -136,8 +154,16 @@ def test_every_family_is_exported(name, form, tiny_model, tmp_path, request):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("preset", ["no_transformer", "no_position_encoding", "no_dynamic"])
-def test_the_papers_ablations_are_exported(preset, tiny_model, tmp_path):
+@pytest.mark.parametrize("name", [name for name in MODELS if name not in FAMILIES])
+def test_every_depth_is_exported(name, tiny_model, tmp_path):
+    done = export_model(Predictor(tiny_model(name)), tmp_path / "m.pt2")
+    assert max(done.differences.values()) <= TOLERANCE
+    assert len(done.outputs) > 8 or not name.startswith("vt_")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", [preset for preset in MODELS["vt_resnet18"].presets if preset != "counts"])
+def test_the_presets_are_exported(preset, tiny_model, tmp_path):
     done = export_model(Predictor(tiny_model("vt_resnet18", preset)), tmp_path / "m.pt2")
     assert ("block0.attention" in done.outputs) == (preset != "no_transformer")
 

@@ -147,6 +147,10 @@ def test_a_model_without_tokens_predicts_and_says_why_it_extracts_nothing(tiny_m
     assert len(predictor.predict(chelsea, k=3)) == 3
     with pytest.raises(ConfigError, match="ResNet is a model without tokens"):
         predictor.extract(chelsea)
+    x = predictor.open(chelsea).input[None]
+    hooked, asked = (predictor.forward(x, hook_free=hook_free) for hook_free in (False, True))
+    assert hooked[1] == asked[1] == []
+    assert torch.equal(hooked[0], asked[0])
 
 
 def test_a_segmentation_model_extracts_and_says_that_it_has_no_topk(tiny_model, chelsea):

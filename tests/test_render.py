@@ -3,11 +3,14 @@ from dataclasses import replace
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 from skimage.color import rgb2lab
 
 from vtviz.errors import ConfigError, ImageError
 from vtviz.geometry import fit
-from vtviz.render import COLORMAPS, _ticks, colorbar, colorize, grid, overlay, value_range
+from vtviz.lettering import lettering
+from vtviz.render import COLORMAPS, INK, _ticks, colorbar, colorize, overlay, value_range
+from vtviz.token_grid import grid
 from vtviz.tokens import LayerMaps, TokenMaps
 
 CLASSES = ("tabby", "Norwegian elkhound, elkhound", "piñata", "猫")
@@ -88,6 +91,9 @@ def test_value_range():
         ((3, 1), r"got \(3, 1\)"),
         ((0, np.nan), "two finite ends"),
         ((-np.inf, 1), "two finite ends"),
+        ((-1e308, 1e308), "in float32"),
+        ((0, 1e39), "in float32"),
+        ((0, 5e-324), "in float32"),
     ],
 )
 def test_scales_that_cannot_work(maps, scale, match):
@@ -279,6 +285,15 @@ def test_layers_and_columns(maps, chelsea):
     assert narrow.shape[1] < last.shape[1]
 
 
+@pytest.mark.parametrize(("layer", "heading"), [(0, "block0: 16 tokens"), (1, "block1: 8 tokens, mean of 4 heads")])
+def test_a_heading_that_is_wider_than_the_maps_is_whole(chelsea, layer, heading):
+    portrait = make_maps(np.ascontiguousarray(chelsea[:120, 100:160]))
+    mask = lettering(heading, 14)  # of the usual cell
+    written = Image.new("RGB", mask.size, "white")
+    written.paste(INK, (0, 0), mask)
+    assert occurrences(grid(portrait, layers=[layer], columns=1), np.array(written))
+
+
 def test_several_images_share_one_scale(maps, coffee):
     other = make_maps(coffee, size=96)
     both = grid([maps, other], cell=128)
@@ -334,8 +349,13 @@ def test_colorbar(limits):
     assert dark_rows.sum() == (len(inner) + 1 if limits else 2)  # and one at the end: "and more"
 
 
-def test_short_colorbar_has_few_ticks():
-    assert colorbar("jet", (0, 5), height=50, text=13).shape[0] == 76
+@pytest.mark.parametrize("height", [50, 20, 1])
+def test_short_colorbar_has_few_ticks(height):
+    assert colorbar("jet", (0, 5), height=height, text=13).shape[0] == height + 26
+
+
+def test_colorbar_of_the_widest_scale():
+    assert colorbar("jet", (-3e38, 3e38), height=200).shape[0] == 226
 
 
 @pytest.mark.parametrize(

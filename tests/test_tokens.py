@@ -1,6 +1,7 @@
 import copy
 import dataclasses
 import gc
+import hashlib
 import json
 import weakref
 
@@ -308,6 +309,11 @@ def replace_manifest(folder, **changes) -> None:
     (folder / "manifest.json").write_text(json.dumps(manifest | changes))
 
 
+def replace_maps(folder, data: bytes) -> None:
+    (folder / "maps.npz").write_bytes(data)
+    replace_manifest(folder, sha256={"maps.npz": hashlib.sha256(data).hexdigest()})
+
+
 @pytest.mark.parametrize(
     ("damage", "match"),
     [
@@ -317,7 +323,10 @@ def replace_manifest(folder, **changes) -> None:
         (lambda f: (f / "manifest.json").write_text("{"), "not token maps"),
         (lambda f: (f / "manifest.json").write_text("[]"), "not token maps"),
         (lambda f: replace_manifest(f, format="vtviz token maps 9"), "expected 'vtviz token maps 1'"),
+        (lambda f: (f / "manifest.json").write_text("[" * 100_000), "not token maps"),
         (lambda f: replace_manifest(f, arrays={}), "not those of the manifest"),
+        (lambda f: replace_manifest(f, arrays=[]), "not token maps"),
+        (lambda f: replace_maps(f, b""), "not token maps"),
         (lambda f: replace_manifest(f, layers=[{"name": "block7", "stride": 16, "error": 0}]), "not token maps"),
         (lambda f: replace_manifest(f, geometry={}), "not token maps: a geometry has the fields"),
     ],

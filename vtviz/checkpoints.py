@@ -160,7 +160,7 @@ def _parse_card(path: Path) -> Card:
         raise CheckpointError(f"{path}: not a JSON model card: {one_line(error)}") from None
     try:
         return Card.from_dict(data)
-    except (CheckpointError, RecursionError) as error:
+    except CheckpointError as error:
         raise CheckpointError(f"{path}: {one_line(error)}") from None
 
 
@@ -218,6 +218,23 @@ def find(source: str | os.PathLike[str]) -> Path:
             raise
         reason = error.strerror if isinstance(error, OSError) else error
         raise CheckpointError(f"{text[:100]!r}: not the name of a checkpoint: {reason}") from None
+
+
+def stamp(source: str | os.PathLike[str]) -> tuple[str, int]:
+    """What tells the checkpoint that ``source`` means now from one that is written in its place: its path and time.
+
+    Of ``hf://owner/name`` the name alone, and the network is not asked.
+
+    Raises:
+        CheckpointError: where there is none.
+    """
+    if isinstance(source, str) and source.startswith("hf://"):
+        return source, 0
+    path = find(source).resolve()
+    try:
+        return str(path), path.stat().st_mtime_ns
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot read: {error.strerror}") from None
 
 
 def _look_up(text: str, *, is_path: bool) -> Path:

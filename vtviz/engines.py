@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import json
 import os
 import sys
 from collections import deque
@@ -26,6 +27,7 @@ from vtviz import __version__, graph
 from vtviz.errors import ConfigError, did_you_mean
 from vtviz.files import write
 from vtviz.hooks import Layer, record
+from vtviz.models.registry import config_to_dict
 
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
 """Name of a precision -> its dtype."""
@@ -228,26 +230,35 @@ def check_device(name: str) -> str:
     """
     try:
         torch.zeros(1, device=name).item()  # "meta" fails here and not in the model
-    except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch compiled without CUDA asserts
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:  # without CUDA torch asserts
         raise ConfigError(f"cannot use device {name!r}: {str(error).splitlines()[0]}") from None
     return name
 
 
 def cache_folder() -> Path:
-    """Where graphs are kept: ``vtviz`` in ``$XDG_CACHE_HOME`` or ``~/.cache``. It may be deleted at any time."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vtviz"
+    """Where graphs are kept: ``vtviz`` in ``$XDG_CACHE_HOME`` or ``~/.cache``. It may be deleted at any time.
+
+    Raises:
+        OSError: for a user without a home.
+    """
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vtviz"
+    except RuntimeError as error:
+        raise OSError(str(error)) from None
 
 
 def _cached(model: nn.Module, weights: str) -> bytes:
     """The graph of these weights from the cache, or made and put there. A file is its content's sha256, the content."""
-    made_by = [weights, __version__, *(version(package) for package in ("torch", "onnx", "onnxscript"))]
-    path = cache_folder() / f"{hashlib.sha256(' '.join(made_by).encode()).hexdigest()}.graph"
+    packages = {package: version(package) for package in ("torch", "onnx", "onnxscript")}
+    config = config_to_dict(model.config)  # parts of it leave no trace in the weights
+    made_by = [weights, type(model).__name__, config, __version__, graph.OPSET, packages]
+    key = hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()
     with suppress(OSError):
-        stored = path.read_bytes()
+        stored = (cache_folder() / f"{key}.graph").read_bytes()
         if hashlib.sha256(stored[32:]).digest() == stored[:32]:
             return stored[32:]
     onnx = graph.to_onnx(graph.trace(graph.freeze(model)))
     with suppress(OSError):  # a full or read-only disk costs time, no more
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        write(path, hashlib.sha256(onnx).digest() + onnx)
+        cache_folder().mkdir(mode=0o700, parents=True, exist_ok=True)
+        write(cache_folder() / f"{key}.graph", hashlib.sha256(onnx).digest() + onnx)
     return onnx

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -134,6 +135,8 @@ def _compare(run: Runner, frozen: graph.Graph) -> dict[str, float]:
         if list(got) != list(expected):
             raise DataError(f"the file's outputs are {', '.join(got)}, the model's {', '.join(expected)}")
         for name, value in expected.items():
-            difference = (got[name] - value).abs().max() / value.abs().max().clamp(min=1e-30)
-            largest[name] = max(largest.get(name, 0.0), float(difference))
+            if got[name].shape != value.shape:
+                raise DataError(f"the file's {name} is {tuple(got[name].shape)}, the model's {tuple(value.shape)}")
+            difference = float((got[name] - value).abs().max() / value.abs().max().clamp(min=1e-30))
+            largest[name] = max(largest.get(name, 0.0), difference if math.isfinite(difference) else math.inf)
     return largest

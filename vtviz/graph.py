@@ -31,7 +31,7 @@ PARTS = {
 """What the outputs hold, by the last part of their names: ``logits``, and of each layer ``<layer>.<part>``."""
 LEAST_CELLS, MOST_CELLS = 2, 256
 """Cells of its coarsest map on each side of an image that a graph takes."""
-_OPSET = 20
+OPSET = 20
 
 
 class Graph(nn.Module):
@@ -140,7 +140,7 @@ def to_onnx(program: ExportedProgram, metadata: Mapping[str, str] | None = None)
             program,
             input_names=[INPUT],
             output_names=output_names(program),
-            opset_version=_OPSET,
+            opset_version=OPSET,
             external_data=False,
             verbose=False,
         )

@@ -78,8 +78,5 @@ def _predictor(model: str | os.PathLike[str] | Predictor, device: str | torch.de
     """The model itself, or a checkpoint's, which stays loaded."""
     if isinstance(model, Predictor):
         return model
-    where = str(device or default_device())
-    if isinstance(model, str) and model.startswith("hf://"):
-        return _cached(model, where, 0)  # not asking the network again
-    path = checkpoints.find(model).resolve()
-    return _cached(str(path), where, path.stat().st_mtime_ns)
+    name, changed = checkpoints.stamp(model)
+    return _cached(name, str(device or default_device()), changed)

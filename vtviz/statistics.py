@@ -44,27 +44,43 @@ def map_statistics(coefficients: np.ndarray) -> LayerStatistics:
     Args:
         coefficients: (tokens, h, w), each map summing to 1; for a layer of several heads, their mean.
     """
-    maps = np.asarray(coefficients, np.float64).reshape(len(coefficients), -1)
-    cells = maps.shape[1]
-    peaks = maps.max(axis=1) * cells
-    entropy = -np.sum(maps * np.log(maps, where=maps > 0, out=np.zeros_like(maps)), axis=1)
-    centred = maps - maps.mean(axis=1, keepdims=True)
-    norms = np.linalg.norm(centred, axis=1)
+    return stack_statistics(np.asarray(coefficients)[None])[0]
+
+
+def stack_statistics(coefficients: np.ndarray) -> list[LayerStatistics]:
+    """What :func:`map_statistics` says of each of several stacks of maps of one shape, such as a layer's heads.
+
+    Args:
+        coefficients: (n, tokens, h, w), each map summing to 1.
+    """
+    tokens = coefficients.shape[1]
+    maps = np.asarray(coefficients, np.float64).reshape(len(coefficients), tokens, -1)
+    cells = maps.shape[2]
+    peaks = maps.max(axis=2) * cells
+    entropy = -np.sum(maps * np.log(maps, where=maps > 0, out=np.zeros_like(maps)), axis=2)
+    centred = maps - maps.mean(axis=2, keepdims=True)
+    norms = np.linalg.norm(centred, axis=2, keepdims=True)
     # a constant map has nothing to correlate with but float32's rounding error, 1e-7 of its value
-    varies = norms[:, None] > 1e-6 / np.sqrt(cells)
-    directions = np.divide(centred, norms[:, None], where=varies, out=np.zeros_like(centred))
-    pairs = (directions @ directions.T)[np.triu_indices(len(maps), 1)]
-    mass = np.cumsum(np.pad(np.sort(maps, axis=1)[:, ::-1], ((0, 0), (1, 1))), axis=1)
+    varies = norms > 1e-6 / np.sqrt(cells)
+    directions = np.divide(centred, norms, where=varies, out=np.zeros_like(centred))
+    pairs = np.ascontiguousarray((directions @ directions.swapaxes(1, 2))[:, *np.triu_indices(tokens, 1)])
+    correlation = pairs.mean(axis=1) if pairs.size else np.zeros(len(maps))
+    mass = np.cumsum(np.pad(np.sort(maps, axis=2)[:, :, ::-1], ((0, 0), (0, 0), (1, 1))), axis=2)
     whole = int(0.1 * cells)  # a tenth of the cells is that many and a part of the next
-    return LayerStatistics(
-        peak=float(peaks.mean()),
-        correlation=float(pairs.mean()) if len(pairs) else 0.0,
-        dead=int((peaks < DEAD_PEAK).sum()),
-        token_peak=peaks,
-        token_entropy=entropy,
-        token_entropy_normalized=entropy / np.log(cells) if cells > 1 else np.ones_like(entropy),
-        token_top10=mass[:, whole] + (0.1 * cells - whole) * (mass[:, whole + 1] - mass[:, whole]),
-    )
+    top10 = mass[..., whole] + (0.1 * cells - whole) * (mass[..., whole + 1] - mass[..., whole])
+    normalized = entropy / np.log(cells) if cells > 1 else np.ones_like(entropy)
+    return [
+        LayerStatistics(
+            peak=float(peaks[i].mean()),
+            correlation=float(correlation[i]),
+            dead=int((peaks[i] < DEAD_PEAK).sum()),
+            token_peak=peaks[i],
+            token_entropy=entropy[i],
+            token_entropy_normalized=normalized[i],
+            token_top10=top10[i],
+        )
+        for i in range(len(maps))
+    ]
 
 
 def summarize(each: Sequence[LayerStatistics]) -> dict[str, float | int]:

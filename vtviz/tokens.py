@@ -14,6 +14,7 @@ import json
 import operator
 import os
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,6 +45,8 @@ __all__ = [
 
 FORMAT = "vtviz token maps 1"
 """What :meth:`TokenMaps.save` calls its layout in the manifest."""
+UNREADABLE = OSError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError
+"""What reading damaged files raises; RuntimeError comes of lists within lists without end, and of a zip's cipher."""
 UNITS = {
     "coefficients": "share, summing to 1 over each map (heads, tokens, h, w); times h w it is in x uniform",
     "tokens_in": "activation before the transformer (L, C_T)",
@@ -139,26 +142,25 @@ def layer_maps(layers: Sequence[Layer], names: Sequence[str], strides: Sequence[
 
 
 def _layer_maps(layer: Layer, name: str, stride: int, image: int) -> LayerMaps:
+    def own(batch: torch.Tensor) -> torch.Tensor:
+        return batch[image].detach().float().cpu()
+
     def copied(batch: torch.Tensor) -> np.ndarray:
-        return np.ascontiguousarray(batch[image].detach().float().cpu().numpy())
+        return np.ascontiguousarray(own(batch).numpy())
 
     tokenizer, transformer, projector = layer
-    coefficients, values, gathered = (copied(t) for t in tokenizer[1:])
-    recomputed = np.einsum(
-        "hcx,hlx->hcl",
-        values.reshape(*values.shape[:2], -1).astype(np.float64),
-        coefficients.reshape(*coefficients.shape[:2], -1).astype(np.float64),
-        optimize=True,
-    )
+    # In PyTorch: the threads that NumPy's products leave waiting take the next forward pass's cores for milliseconds.
+    weights, values, gathered = (own(t).double() for t in tokenizer[1:])
+    recomputed = values.flatten(2) @ weights.flatten(2).mT  # Eq. 1
     return LayerMaps(
         name=name,
         stride=stride,
-        coefficients=coefficients,
+        coefficients=copied(tokenizer.coefficients),
         tokens_in=np.ascontiguousarray(copied(tokenizer.tokens).T),
         tokens_out=np.ascontiguousarray(copied(transformer.tokens).T),
         attention=None if transformer.attention is None else copied(transformer.attention),
         projector=None if projector is None else copied(projector.coefficients),
-        error=float(np.abs(recomputed - gathered).max()),
+        error=float((recomputed - gathered).abs().max()),
     )
 
 
@@ -324,7 +326,7 @@ class TokenMaps:
             )
         except FileNotFoundError as error:
             raise DataError(f"{folder}: no {Path(error.filename).name}; not a folder of token maps") from None
-        except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        except (*UNREADABLE, ValueError, KeyError, TypeError, AttributeError) as error:
             if isinstance(error, DataError):
                 raise
             raise DataError(f"{folder}: not token maps: {' '.join(str(error).split())}") from None

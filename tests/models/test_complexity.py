@@ -154,3 +154,12 @@ def test_macs_grow_with_the_image_and_parameters_do_not():
     small, large = (count_complexity(model, (3, side, side)) for side in (96, 224))
     assert small.params == large.params
     assert small.macs < large.macs
+
+
+@pytest.mark.parametrize(("side", "ratio"), [(64, 1.69), (96, 1.20), (128, 1.02), (224, 0.87)])
+def test_a_vt_saves_macs_on_large_photos_only(side, ratio):
+    """What docs/ablations.md says: the tokens' part hardly depends on the size."""
+    with torch.device("meta"):
+        ours, plain = (build_model(name, num_classes=10) for name in ("vt_resnet18", "resnet18"))
+    macs = [count_complexity(model, (3, side, side)).macs for model in (ours, plain)]
+    assert round(macs[0] / macs[1], 2) == ratio
