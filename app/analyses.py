@@ -1,4 +1,4 @@
-"""The views of Explore that take long: ablation, attribution and the report, in steps that can be watched and stopped.
+"""What takes long in Explore: ablation, attribution and its test, the report, in steps that can be watched and stopped.
 
 Every call is a generator of small JSON answers: ``{job, done, total}`` while it works, and at its end ``{job,
 result}``, ``{job, error}`` (one line) or ``{job, cancelled}``. The browser names the job, so that it knows which answer
@@ -29,7 +29,9 @@ from vtviz.errors import ConfigError, ImageError, VtvizError
 from vtviz.explain.ablation import Ablation, ablate
 from vtviz.explain.attribution import Attribution, Attributions, attribute
 from vtviz.explain.attribution_picture import attribution_png, scale_end
-from vtviz.explain.explainer import METHODS
+from vtviz.explain.curves import area
+from vtviz.explain.explainer import METHODS, STEPS
+from vtviz.explain.faithfulness import BASELINES, Faithfulness, measure_faithfulness
 from vtviz.geometry import Geometry
 from vtviz.html_report import ZIP, Section, report
 
@@ -49,6 +51,13 @@ ATTRIBUTION_NOTE = (
     "What speaks for the class, in red, and what against it, in blue. Two methods go through the tokens, the others "
     "through the pixels; where they disagree, none should be trusted alone."
 )
+FAITHFULNESS_NOTE = (
+    "The pixels that a map ranks highest are blurred away first (deletion: the class's probability should fall at "
+    "once, a low area is good), or come back first into the blurred photo (insertion: it should rise at once, a high "
+    "area is good). A random map and one that marks the middle are the baselines. This is one photo, so there is no "
+    "interval: vtviz faithfulness measures many."
+)
+BASELINE_TITLES = dict(zip(BASELINES, ("A random map", "The photo's middle"), strict=True))
 
 
 class Job(NamedTuple):
@@ -75,7 +84,10 @@ class Analyses:
         self._cancelled.append(_job(event, request))
 
     def analyse(self, shown: Shown | None, event: gr.EventData, request: gr.Request) -> Iterator[dict[str, Any]]:
-        """``ablation`` or ``attribution`` of what is shown, for the class ``event.label``; None for the likeliest."""
+        """An ``event.kind`` of analysis of what is shown, for the class ``event.label``; None for the likeliest.
+
+        Kinds are ``ablation``, ``attribution`` and ``faithfulness``.
+        """
         kind, label = getattr(event, "kind", None), getattr(event, "label", None)
 
         def work(shown: Shown, progress: Progress) -> dict[str, Any]:
@@ -83,6 +95,8 @@ class Analyses:
                 return self.ablation(shown, label, progress).to_dict()
             if kind == "attribution":
                 return encode_attributions(self.attributions(shown, label, progress))
+            if kind == "faithfulness":
+                return encode_faithfulness(self.faithfulness(shown, label, progress))
             raise ConfigError(f"there is no analysis {str(kind)[:40]!r}")
 
         yield from self._run(_job(event, request), shown, work)
@@ -111,14 +125,19 @@ class Analyses:
 
     def attributions(self, shown: Shown, label: Any, progress: Progress) -> Attributions:
         """What every method that the model can do says."""
-        predictor, crop, photo = self.shelf.get(shown.model), crop_of(shown), open_photo(shown)
-        pixels = photo.shape[0] * photo.shape[1]
-        if pixels > MOST_PIXELS:
-            raise ImageError(
-                f"{shown.name} has {pixels / 1e6:.0f} megapixels, and attribution on this page takes photos of at most "
-                f"{MOST_PIXELS / 1e6:.0f}: make it smaller"
-            )
+        predictor, crop, photo = self.shelf.get(shown.model), crop_of(shown), _open_small(shown)
         return attribute(predictor, photo, target=label, crop=crop, progress=progress)
+
+    def faithfulness(self, shown: Shown, label: Any, progress: Progress) -> Faithfulness:
+        """How the maps of :meth:`attributions` do in deletion and insertion on this photo, beside the baselines.
+
+        They are made again, in the same steps: the maps of a minute ago are no longer here.
+        """
+        predictor, crop, photo = self.shelf.get(shown.model), crop_of(shown), _open_small(shown)
+        found = measure_faithfulness(
+            predictor, [photo], target=label, steps=STEPS, randomize=False, crop=crop, progress=progress
+        )
+        return replace(found, images=(shown.name,))
 
     def pack(self, shown: Shown, wanted: dict[str, Any], progress: Progress) -> str:
         """Write a report where Gradio serves and later deletes it; the file's path."""
@@ -131,6 +150,9 @@ class Analyses:
         if "attribution" in wanted:
             found = self.attributions(shown, wanted["attribution"], progress)
             sections.append(Section(f"Attribution: {found.label}", found, ATTRIBUTION_NOTE, [attribution_png(found)]))
+        if "faithfulness" in wanted:
+            tested = encode_faithfulness(self.faithfulness(shown, wanted["faithfulness"], progress))
+            sections.append(Section("Do the maps point at what counts?", tested, FAITHFULNESS_NOTE))
         stem = re.sub(r"\W+", "_", f"{Path(shown.photo).stem[:40]}_{shown.model}")
         with tempfile.TemporaryDirectory() as folder:
             made = report(maps, folder, card=predictor.card, sections=sections, pack=True)[ZIP]
@@ -204,6 +226,39 @@ class Analyses:
 
 def _job(event: gr.EventData, request: gr.Request) -> Job:
     return Job(str(request.session_hash), str(getattr(event, "job", ""))[:64])
+
+
+def _open_small(shown: Shown) -> np.ndarray:
+    """The photo. Raises ImageError for one that is too large to be attributed."""
+    photo = open_photo(shown)
+    pixels = photo.shape[0] * photo.shape[1]
+    if pixels > MOST_PIXELS:
+        raise ImageError(
+            f"{shown.name} has {pixels / 1e6:.0f} megapixels, and attribution on this page takes photos of at most "
+            f"{MOST_PIXELS / 1e6:.0f}: make it smaller"
+        )
+    return photo
+
+
+def encode_faithfulness(found: Faithfulness) -> dict[str, Any]:
+    """What :class:`Faithfulness` has of one photo, as plain JSON data: areas and curves, and no intervals."""
+    return {
+        "target": found.targets[0],
+        "probability": float(found.methods[0].deletion[0, 0]),
+        "probability_blurred": float(found.methods[0].deletion[0, -1]),
+        "methods": [
+            {
+                "method": each.method,
+                "title": BASELINE_TITLES.get(each.method) or METHODS[each.method].title,
+                "baseline": each.method in BASELINES,
+                "deletion": float(area(each.deletion[0])),
+                "insertion": float(area(each.insertion[0])),
+            }
+            for each in found.methods
+        ],
+        "deletion_curves": {each.method: each.deletion[0].tolist() for each in found.methods},
+        "insertion_curves": {each.method: each.insertion[0].tolist() for each in found.methods},
+    }
 
 
 def encode_attributions(found: Attributions) -> dict[str, Any]:

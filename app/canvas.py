@@ -34,6 +34,7 @@ _OURS = (
     "jobs.js",
     "ablation.js",
     "shares.js",
+    "faithfulness.js",
     "attribution.js",
     "views.js",
     "link.js",

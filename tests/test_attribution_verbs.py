@@ -13,13 +13,11 @@ from vtviz.predictor import load_model
 
 
 @pytest.fixture
-def run(capsys, tiny_checkpoint):
+def run(run, tiny_checkpoint):
     """Runs a verb with the tiny model on the CPU: exit code, stdout, stderr."""
 
     def call(verb, *args):
-        with pytest.raises(SystemExit) as exit_:
-            main([verb, *map(str, args), "--model", "tiny", "--device", "cpu", "--size", "64"])
-        return exit_.value.code or 0, *capsys.readouterr()
+        return run(verb, *args, "--model", "tiny", "--device", "cpu", "--size", "64")
 
     return call
 

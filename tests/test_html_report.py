@@ -189,6 +189,69 @@ def test_sections_show_note_pictures_and_numbers(write, maps):
     assert len(page.of("img")) - len(plain.of("img")) == 2
 
 
+def of(maps, **other):
+    """What an analysis of the same photo and model says of itself, but for some of it."""
+    own = {"image": maps.source, "model": maps.model, "weights": maps.weights}
+    sizes = {"size": list(maps.geometry.original), "input": list(maps.geometry.input)}
+    return Finding({**own, **sizes, "auc": 0.4321, **other})
+
+
+@pytest.mark.parametrize(
+    ("other", "line"),
+    [
+        ({"image": "photos/dog.jpg"}, "its image is 'photos/dog.jpg', that of the report 'photos/cat.jpg'"),
+        ({"image": 7}, "its image is 7"),
+        ({"model": "another"}, "its model is 'another'"),
+        ({"weights": "0" * 64}, "its weights are '0000"),
+        ({"size": [9, 9]}, "its image size is [9, 9]"),
+        ({"input": [224, 224]}, "its input size is [224, 224]"),
+    ],
+)
+def test_an_analysis_of_something_else_is_refused_in_one_line(write, maps, tmp_path, other, line):
+    maps = replace(maps, weights="a" * 64)
+    write(maps, sections=[Section("Its own", of(maps))])
+    (tmp_path / "out" / "report.html").unlink()
+    with pytest.raises(DataError) as refusal:
+        write(maps, sections=[Section("Its own", of(maps)), Section("Another", of(maps, **other))])
+    assert str(refusal.value).startswith(f"Another: {line}")
+    assert "\n" not in str(refusal.value)
+    assert not (tmp_path / "out" / "report.html").exists()
+
+
+def test_what_an_analysis_does_not_know_of_itself_is_not_held_against_it(write, maps):
+    """On the page a photo has no file, and a model that is being made has no weights' hash yet."""
+    unknown = {"image": None, "weights": ""}
+    assert "0.432" in write(replace(maps, weights="a" * 64), sections=[Section("One", of(maps, **unknown))]).text
+    assert "0.432" in write(replace(maps, source=None), sections=[Section("One", of(maps, weights="b" * 64))]).text
+
+
+def test_an_image_is_the_same_by_whichever_path(write, maps, tmp_path, monkeypatch):
+    """And another one where both are there, though both have the name."""
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "cat.jpg").write_bytes(folder.encode())
+    monkeypatch.chdir(tmp_path)
+    here = replace(maps, source="one/cat.jpg")
+    for path in (
+        tmp_path / "one" / "cat.jpg",
+        "two/../one/cat.jpg",
+        "/gone/cat.jpg",
+        "x" * 5000 + "/cat.jpg",
+        "\0/cat.jpg",
+    ):
+        write(here, sections=[Section("One", of(here, image=str(path)))])
+    with pytest.raises(DataError, match=r"its image is 'two/cat\.jpg'"):
+        write(here, sections=[Section("One", of(here, image="two/cat.jpg"))])
+
+
+def test_an_analysis_of_many_images_is_held_to_its_model_alone(write, maps):
+    many = {"model": maps.model, "weights": "", "input": [640, 480], "size": 448, "n": 100}
+    text = write(maps, sections=[Section("Many", Finding(many))]).text
+    assert "448" in text  # theirs, and not what the report says of this image
+    with pytest.raises(DataError, match="its model is 'another'"):
+        write(maps, sections=[Section("Many", Finding(many | {"model": "another"}))])
+
+
 def test_the_zip_holds_all_three(maps, tmp_path):
     paths = report(maps, tmp_path, pack=True)
     with zipfile.ZipFile(paths["report.zip"]) as archive:

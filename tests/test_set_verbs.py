@@ -7,21 +7,18 @@ import pytest
 from PIL import Image
 
 from vtviz import checkpoints
-from vtviz.cli import main
 from vtviz.explain.atlas_file import load_atlas, read_atlas
 from vtviz.predictor import Predictor
 from vtviz.train.probe import write_probe
 
 
 @pytest.fixture
-def run(capfd, tiny_checkpoint):
+def run(run, tiny_checkpoint):
     """Runs a command with the checkpoint "tiny": exit code, and what stdout and stderr got, of FFmpeg too."""
 
     def call(*args, model=("tiny",)):
         models = [part for name in model for part in ("--model", str(name))]
-        with pytest.raises(SystemExit) as exit_:
-            main([*map(str, args), *models, "--device", "cpu"])
-        return exit_.value.code or 0, *capfd.readouterr()
+        return run(*args, *models, "--device", "cpu")
 
     return call
 
@@ -206,4 +203,4 @@ def test_video_never_overwrites_its_source(run, tmp_path):
     source.write_bytes(b"\x1a\x45\xdf\xa3")
     code, _, err = run("video", source, "--out", tmp_path)
     assert code == 2
-    assert "would be lost: choose another --out" in err
+    assert "would be lost: choose another folder" in err

@@ -13,6 +13,8 @@ import typer
 from vtviz.console import Crop, Device, Image, Json, Model, Out, Size, named_path, open_model, print_json
 from vtviz.errors import DataError
 
+SILENT = "This file does not say of which photo and model it is."
+
 
 def report(
     image: Image,
@@ -49,17 +51,30 @@ def report(
 
     vtviz ablate cat.jpg --out out && vtviz report cat.jpg --out out --add out/ablation.json
     """
-    from vtviz.html_report import Section
+    from vtviz.html_report import Section, check_origin
     from vtviz.html_report import report as write
     from vtviz.images import load
 
     sections = []
     for path in add or ():
+        data = _read(path)  # first: a folder such as "." has no name to take a suffix
         picture = path.with_suffix(".png")
         pictures = [load(picture)] if picture.is_file() else []
-        sections.append(Section(path.stem.replace("_", " ").capitalize(), _read(path), pictures=pictures))
+        note = "" if "model" in data else SILENT
+        sections.append(Section(path.stem.replace("_", " ").capitalize(), data, note, pictures))
     predictor = open_model(model, device)
-    maps = predictor.extract(image, size=size, crop=crop)
+    photo = predictor.open(image, size=size, crop=crop)
+    weights = predictor.card.sha256 if predictor.card else ""
+    for path, section in zip(add or (), sections, strict=True):  # before the model runs, and by the files' names
+        check_origin(
+            str(path),
+            section.data,
+            source=photo.source,
+            model=predictor.name,
+            weights=weights,
+            geometry=photo.geometry,
+        )
+    maps = predictor.extract(photo)
     written = write(maps, out, card=predictor.card, sections=sections, pack=pack)
     if as_json:
         files = {name: str(path) for name, path in written.items()}
@@ -74,7 +89,7 @@ def _read(path: Path) -> dict[str, Any]:
         data = json.loads(path.read_bytes())
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from None
-    except ValueError:
+    except (ValueError, RecursionError):  # no JSON; lists within lists without end
         data = None
     if not isinstance(data, dict):
         raise DataError(f"{path}: not a JSON object such as --out of vtviz ablate writes")

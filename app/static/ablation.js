@@ -40,6 +40,7 @@
       if (!this.same(scene)) this.job.cancel();
       this.scene = scene;
       this.rows = [];
+      this.built = null; // an example's payload has the same id when it comes back
       this.kinds = scene.payload.lineage?.tokens;
       this.lead.textContent =
         "A map shows where a token looks, not whether that matters. Here each token is taken out in turn, and the model answers again; "

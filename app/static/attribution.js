@@ -31,14 +31,16 @@
       const ask = make("div", { class: "vtx-ask" }, labelled("Class", this.target, help("class", CLASS_HELP)), this.job.element);
       this.told = make("p", { class: "vtx-told", "aria-live": "polite" });
       this.maps = make("div", { class: "vtx-methods" });
+      this.test = new vtviz.MapTest(set, trigger);
       this.shares = new vtviz.TokenShares(set);
       this.agreement = make("section", { class: "vtx-agreement vtx-box" });
-      this.element = make("div", {}, this.lead, ask, this.told, this.maps, this.shares.element, this.agreement);
+      this.element = make("div", {}, this.lead, ask, this.told, this.maps, this.test.element, this.shares.element, this.agreement);
     }
 
     load(scene) {
       if (this.scene?.payload.id !== scene.payload.id) this.job.cancel();
       this.scene = scene;
+      this.test.load(scene);
       if (scene.segments) {
         const there = scene.segments.present("predicted")[0].filter((each) => each.area > 0);
         this.target.replaceChildren(...there.map((each) => make("option", { value: each.index }, each.name)));
@@ -46,11 +48,13 @@
     }
 
     ask() {
+      this.test.job.cancel();
       this.job.ask({ kind: "attribution", label: Number(this.target.value) });
     }
 
     receive(result) {
       this.scene.results.attribution = result;
+      this.test.reset();
       this.set({});
     }
 
@@ -58,6 +62,7 @@
       const found = scene.results.attribution;
       for (const part of [this.told, this.maps, this.agreement]) part.hidden = !found;
       this.shares.element.hidden = !found || !scene.descent;
+      this.test.draw(scene);
       if (this.found !== found) this.build(scene, found);
       this.found = found;
       if (!found) return;

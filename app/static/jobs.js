@@ -33,7 +33,6 @@
       this.cancel();
       this.id = `${Date.now().toString(36)}-${Math.random().toString(36).slice(2)}`;
       running.set(this.id, this);
-      this.started = performance.now();
       this.heard = false;
       this.show("busy");
       this.bar.removeAttribute("value");
@@ -42,6 +41,7 @@
     }
 
     hear(answer) {
+      if (!this.heard) this.started = performance.now(); // until now it stood in the queue
       this.heard = true;
       if (typeof answer.done === "number") {
         const share = answer.done / Math.max(1, answer.total);

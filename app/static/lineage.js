@@ -19,6 +19,7 @@
     }
 
     load(scene) {
+      this.pointed = this.scene = null; // a token of the scene before, which this one may not have
       if (!scene.descent) return;
       const { descent, layers } = scene;
       const rows = descent.rows();

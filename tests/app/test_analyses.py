@@ -12,16 +12,24 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from app.analyses import FAILED, FINEST, Analyses, Job, encode_attributions
+from app import analyses as analyses_module
+from app.analyses import FAILED, FINEST, Analyses, Job, encode_attributions, encode_faithfulness
 from app.explore import Explore
 from app.page import build_page
 from app.shown import EXPIRED, VIEWS, Shown
+from app.stops import Cancelled
+from vtviz.errors import ConfigError
+from vtviz.explain import curves as curves_module
 from vtviz.explain.ablation import ablate
 from vtviz.explain.attribution import attribute
 from vtviz.explain.attribution_picture import scale_end
-from vtviz.explain.explainer import METHODS
+from vtviz.explain.curves import STEPS as SHARES
+from vtviz.explain.curves import area, order
+from vtviz.explain.explainer import METHODS, STEPS
+from vtviz.explain.faithfulness import BASELINES, measure_faithfulness
 
 WHOLE, CENTRE = VIEWS
+CLASSES = ("tabby cat", "<b>cup</b>", "rocket")
 TOKEN_METHODS = [name for name, method in METHODS.items() if method.tokens]
 
 
@@ -53,7 +61,8 @@ def last(answers) -> dict:
 
 def test_an_ablation_is_the_api_s(analyses, shown, shelf, photo):
     end = last(analyses.analyse(shown, event(kind="ablation", label=2), ME))
-    assert end["result"] == json.loads(json.dumps(ablate(shelf.get("own"), photo, target=2).to_dict()))
+    expected = ablate(shelf.get("own"), photo, target=2).to_dict() | {"image": None}  # nor where an upload lies
+    assert end["result"] == json.loads(json.dumps(expected))
 
 
 def test_a_segmentation_s_ablation_is_scored_against_the_mask(segment_shelf, photo, tmp_path):
@@ -87,11 +96,76 @@ def test_maps_of_an_attribution_arrive_where_they_were(shelf, photo):
         assert values.std() > 0.05 * each["end"]
 
 
+@pytest.fixture
+def three_methods(monkeypatch):
+    """Without the two that take longest."""
+    pytest.importorskip("captum")
+    for name in ("integrated_gradients", "occlusion"):
+        monkeypatch.delitem(METHODS, name)
+
+
+@pytest.mark.usefixtures("three_methods")
+def test_faithfulness_is_the_library_s_of_the_maps_that_are_shown(analyses, shown, shelf, photo, monkeypatch):
+    end = last(analyses.analyse(shown, event(kind="faithfulness", label=2), ME))
+    predictor, ranked = shelf.get("own"), []
+    monkeypatch.setattr(curves_module, "order", lambda cells, size: ranked.append(cells) or order(cells, size))
+    found = measure_faithfulness(predictor, [photo], target=2, steps=STEPS, randomize=False)
+    assert end["result"] == json.loads(json.dumps(encode_faithfulness(found)))
+    shows = attribute(predictor, photo, target=2)
+    for item, cells in zip(shows.items, ranked[: -len(BASELINES)], strict=True):
+        assert np.array_equal(item.cells, cells), item.method
+    told = end["result"]
+    assert told["target"] == CLASSES[2]
+    assert told["probability"] == pytest.approx(shows.probability, rel=1e-4)
+    assert [each["method"] for each in told["methods"]] == [*METHODS, *BASELINES]
+    assert [each["method"] for each in told["methods"] if each["baseline"]] == list(BASELINES)
+    for each, own in zip(told["methods"], found.methods, strict=True):
+        assert each["deletion"] == area(own.deletion)[0]
+        assert each["insertion"] == area(own.insertion)[0]
+        for test in ("deletion", "insertion"):
+            assert len(told[f"{test}_curves"][each["method"]]) == SHARES + 1
+
+
+@pytest.mark.usefixtures("three_methods")
+def test_a_segmentation_s_maps_are_tested_for_a_class_that_is_there(segment_shelf, photo):
+    shown, quiet = Shown(str(photo), uploaded=True, model="scene_fpn", view=CENTRE), lambda *_: None
+    analyses, predictor = Analyses(segment_shelf), segment_shelf.get("scene_fpn")
+    there = predictor.segment(photo, crop="center").areas()
+    found = analyses.faithfulness(shown, int(there.argmax()), quiet)
+    assert found.targets == (predictor.classes[there.argmax()],)
+    assert all(np.ptp(each.deletion) > 0 for each in found.methods)
+    with pytest.raises(ConfigError, match="no pixel is predicted as"):
+        analyses.faithfulness(replace(shown, model="scene", view=WHOLE), 5, quiet)
+
+
+@pytest.mark.usefixtures("three_methods")
+def test_a_test_of_maps_stops_within_a_map(analyses, shown):
+    calls = []
+
+    def progress(done, total):
+        calls.append(done / total)
+        if done:
+            raise Cancelled
+
+    with pytest.raises(Cancelled):
+        analyses.faithfulness(shown, 1, progress)
+    assert 0 < calls[-1] < 1 / 20  # of five maps
+
+
+def test_a_photo_that_is_too_large_is_neither_attributed_nor_tested(analyses, shown, monkeypatch):
+    monkeypatch.setattr(analyses_module, "MOST_PIXELS", 400 * 600 - 1)
+    for kind in ("attribution", "faithfulness"):
+        end = last(analyses.analyse(shown, event(kind=kind, label=1), ME))
+        assert "my coffee.jpg has 0 megapixels, and attribution on this page takes" in end["error"]
+
+
 @pytest.mark.parametrize(
     ("fields", "line"),
     [
         ({"kind": "ablation", "label": 99}, "there is no class 99"),
         ({"kind": "ablation", "label": "cat"}, "class must be an integer"),
+        ({"kind": "faithfulness", "label": 99}, "there is no class 99"),
+        ({"kind": "faithfulness", "label": "cat"}, "class must be an integer"),
         ({"kind": "horoscope"}, "there is no analysis 'horoscope'"),
         ({}, "there is no analysis 'None'"),
     ],
@@ -170,6 +244,19 @@ def test_a_report_holds_what_was_computed(analyses, shown, photo):
         page = archive.read("report.html").decode()
     assert "Chelsea the cat" in page
     assert "Does a token matter?" not in page
+
+
+@pytest.mark.usefixtures("three_methods")
+def test_a_report_holds_the_test_of_the_maps(analyses, shown):
+    *_, (_, file) = analyses.report(shown, event(sections={"faithfulness": 2}), ME)
+    with zipfile.ZipFile(file) as archive:
+        page = archive.read("report.html").decode()
+    section = page[page.index("Do the maps point at what counts?") :]
+    section = section[: section.index("</section>")]
+    assert "no interval" in section
+    assert "<td>A random map</td><td>yes</td>" in section
+    assert "<td>Grad-CAM</td><td>no</td>" in section
+    assert "Attribution: " not in page
 
 
 def test_long_calls_wait_for_one_another_and_keep_nobody_else_waiting(shelf):

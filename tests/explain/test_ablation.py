@@ -11,10 +11,11 @@ from vtviz import checkpoints, geometry
 from vtviz.card import Card
 from vtviz.cli import app
 from vtviz.errors import ConfigError
+from vtviz.explain import ablation
 from vtviz.explain.ablation import MODES, ablate, centred_gaussian, mean_tokens
 from vtviz.models.registry import build_model, config_to_dict
 from vtviz.models.visual_transformer import Edit
-from vtviz.predictor import Predictor
+from vtviz.predictor import Predictor, load_model
 
 FPN = {"num_tokens": 4, "channels": 32, "head_channels": 64, "token_channels": 32, "heads": 2, "groups": 4}
 
@@ -144,12 +145,44 @@ def test_iou_against_a_mask(segmenter, chelsea):
         ablate(segmenter, chelsea, truth=found[:-1])
 
 
-def test_the_gaussian():
-    weights = centred_gaussian(14, 21)
+@pytest.mark.parametrize(("size", "stride"), [((224, 224), 16), ((64, 64), 16), ((224, 336), 4), ((96, 192), 32)])
+def test_the_gaussian_is_on_the_photo_s_middle(size, stride):
+    weights = centred_gaussian(size[0] // stride, size[1] // stride, stride)
     assert float(weights.sum()) == pytest.approx(1)
-    assert torch.allclose(weights, weights.flip(0, 1))
-    assert weights[6, 10] == weights.max() == weights[7, 10]
-    assert centred_gaussian(1, 1).tolist() == [[1.0]]
+    for axis, side in enumerate(size):  # where cell i stands, the density is that of its pixel
+        at = (stride * np.arange(side // stride) + 0.5) / side - 0.5
+        along = weights.sum(dim=1 - axis).double().log().numpy()
+        np.testing.assert_allclose(along - along.max(), -8 * at**2 + 8 * (at**2).min(), atol=1e-4)
+    drawn = geometry.upsample(weights.numpy(), geometry.Geometry(size, size, (0, 0), size), stride=stride)
+    assert np.abs(np.subtract(np.unravel_index(drawn.argmax(), size), np.divide(size, 2))).max() <= stride / 2
+    assert centred_gaussian(1, 1, 16).tolist() == [[1.0]]
+
+
+def test_references_of_another_size_or_model_are_told(classifier, chelsea):
+    large = mean_tokens(classifier, [chelsea], size=96, crop="center")
+    maps = classifier.extract(chelsea, size=96, crop="center")
+    for own, layer in zip(large, maps.layers, strict=True):
+        np.testing.assert_allclose(own, layer.tokens_in, atol=1e-6)
+    with pytest.raises(ConfigError, match=r"the reference is of 1 layers, .* has 2"):
+        ablate(classifier, chelsea, modes=["mean"], reference=large[:1])
+
+
+def test_rows_are_made_as_they_are_needed(classifier, chelsea, monkeypatch):
+    made, waiting = 0, []
+    replacements = ablation._replacements
+
+    def counted(*arguments):
+        nonlocal made
+        for row in replacements(*arguments):
+            made += 1
+            yield row
+
+    monkeypatch.setattr(ablation, "_replacements", counted)
+    ablate(
+        classifier, chelsea, modes=["absent", "random"], draws=9, progress=lambda d, t: waiting.append((made - d, t))
+    )
+    assert {ahead for ahead, _ in waiting} == {0}  # and not all of them in memory from the start
+    assert {total for _, total in waiting} == {made}
 
 
 def test_wrong_use_is_one_line(classifier, chelsea):
@@ -193,6 +226,10 @@ def test_ablate_on_the_command_line(tiny_checkpoint, tmp_path, chelsea):
     data = json.loads(done.stdout)
     assert data["target"]["label"] == "class 3"
     assert json.loads((tmp_path / "out" / "ablation.json").read_text()) == data
+    maps = load_model(tiny_checkpoint).extract(photo)
+    assert (data["image"], data["model"], data["weights"]) == (str(photo), maps.model, maps.weights)
+    assert len(data["weights"]) == 64
+    assert (data["size"], data["input"]) == ([300, 451], list(maps.geometry.input))
     table = CliRunner().invoke(app, [*base, "--reference", str(photo), "--draws", "1"])
     assert table.exit_code == 0, table.output
     assert "mean" in table.stdout

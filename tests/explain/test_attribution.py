@@ -11,10 +11,11 @@ import torch
 from PIL import Image
 
 from vtviz.errors import ConfigError
+from vtviz.explain import target as target_module
 from vtviz.explain.attribution import attribute
 from vtviz.explain.attribution_picture import attribution_overlay, attribution_png, save_attributions, scale_end
 from vtviz.explain.explainer import METHODS, Explainer, at_cells, check_methods, rank_correlation
-from vtviz.explain.target import choose_target
+from vtviz.explain.target import Target, choose_target, images_at_once
 from vtviz.geometry import to_tensor, upsample
 from vtviz.predictor import Predictor
 
@@ -50,6 +51,19 @@ def test_every_method_answers_for_the_same_class_at_the_images_size(found, predi
         assert item.seconds > 0
     assert found["grad_cam"].map.min() >= 0
     assert {name: a.shape for name, a in found["gradient_x_token"].tokens.items()} == {"block0": (16,), "block1": (16,)}
+
+
+def test_large_images_go_through_the_model_a_few_at_a_time_with_the_same_maps(found, predictor, chelsea, monkeypatch):
+    sizes = ((64, 64), (224, 224), (384, 512), (2048, 2048))
+    assert [images_at_once(torch.empty(1, 3, *size)) for size in sizes] == [8, 8, 2, 1]
+    pixels = found.geometry.input[0] * found.geometry.input[1]
+    monkeypatch.setattr(target_module, "PIXELS_AT_ONCE", 3 * pixels)
+    largest = []
+    monkeypatch.setattr(Target, "score", lambda self, logits: largest.append(len(logits)) or logits[:, self.index])
+    few = attribute(predictor, chelsea, size=64, steps=8)
+    assert max(largest) == 3
+    for one, other in zip(found.items, few.items, strict=True):
+        np.testing.assert_allclose(other.map, one.map, atol=1e-4 * np.abs(one.map).max())
 
 
 def test_integrated_gradients_say_how_far_they_are_off(found, predictor, chelsea):

@@ -160,6 +160,9 @@ def test_epochs_that_are_not_there_or_damaged(run, tmp_path):
     (run / "last.safetensors").unlink()
     with pytest.raises(CheckpointError, match="found none"):
         side_of_epoch(run, 12)
+    for read in (list_epochs, lambda run: side_of_epoch(run, 1)):
+        with pytest.raises(CheckpointError, match=r"'~nosuchuser/x': Could not determine home directory"):
+            read("~nosuchuser/x")
 
 
 # --- the picture

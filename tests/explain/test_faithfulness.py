@@ -42,6 +42,14 @@ def test_pixels_go_in_equal_shares_highest_first():
     assert (lifted[48:65, 80:113] == 0).all()
 
 
+def test_equal_pixels_go_from_no_side_first():
+    flat = order(np.zeros((8, 12), np.float32), (128, 192))
+    assert np.bincount(flat.ravel()).tolist() == pytest.approx([128 * 192 / STEPS] * STEPS, abs=1)
+    for half in (flat[:64], flat[64:], flat[:, :96], flat[:, 96:]):
+        assert half.mean() == pytest.approx(flat.mean(), rel=0.02)
+    assert np.array_equal(flat, order(np.ones((8, 12), np.float32), (128, 192)))
+
+
 def test_a_map_that_knows_where_the_model_looks_beats_one_that_does_not(cat):
     nothing = blurred(cat)
     ends = tuple(inside(torch.stack((cat, nothing))).tolist())
@@ -205,13 +213,41 @@ def test_progress_may_stop_it(predictor, photos):
 
     def progress(done, total):
         calls.append((done, total))
-        if done == 4:
+        if len(calls) == stop:
             raise KeyboardInterrupt
 
-    images = [photos / "cat.png", photos / "cup.png"]
-    with pytest.raises(KeyboardInterrupt):
+    def measure(images):
         measure_faithfulness(predictor, images, ["gradient_x_token"], size=64, randomize=False, progress=progress)
-    assert calls == [(1, 6), (2, 6), (3, 6), (4, 6)]
+
+    stop = None
+    images = [photos / "cat.png", photos / "cup.png"]
+    measure(images)
+    done, totals = zip(*calls, strict=True)
+    assert len(set(totals)) == 1
+    assert list(done) == sorted(done)
+    assert done[-1] == totals[0]
+    assert 0 < max(np.diff(done)) <= 8  # images at once: nobody waits for the end of a map
+    stop = 4
+    calls.clear()
+    with pytest.raises(KeyboardInterrupt):
+        measure(images)
+    assert len(calls) == stop
+
+
+def test_images_in_memory_are_measured_as_their_files_are_and_for_any_class(predictor, photos, chelsea):
+    def measure(image, **options):
+        return measure_faithfulness(predictor, [image], ["grad_cam"], size=64, randomize=False, **options)
+
+    likeliest = predictor.predict(chelsea, size=64, k=2)
+    for each, other in zip(measure(chelsea).methods, measure(photos / "cat.png").methods, strict=True):
+        assert np.array_equal(each.deletion, other.deletion)
+        assert np.array_equal(each.insertion, other.insertion)
+    assert measure(chelsea).images == ("image 0",)
+    second = measure(chelsea, target=likeliest[1].index)
+    assert second.targets == (likeliest[1].label,)
+    assert second.methods[0].deletion[0, 0] == pytest.approx(likeliest[1].probability, rel=1e-4)
+    with pytest.raises(ConfigError, match="there is no class 9999"):
+        measure(chelsea, target=9999)
 
 
 def test_images_are_picked_evenly_and_by_seed(tmp_path):

@@ -137,6 +137,15 @@ def test_kept_tokens_have_a_row_where_a_place_can_read_them(maps):
     assert "none: the last block" in words
 
 
+def test_a_box_of_which_one_pixel_was_seen_is_called_a_box(tiny_model, chelsea):
+    maps = Predictor(tiny_model()).extract(chelsea, size=96, crop="center")
+    y, x = (int(i) for i in np.argwhere(~np.isnan(maps.at_image_size(0, 0)))[0])
+    result = query(maps, box=(x - 3, y, x + 1, y + 1))
+    assert result.pixels == 1
+    titles = [query_figure(maps, each).parts[0].text for each in (result, query(maps, at=(x, y)))]
+    assert titles == [f"box {x - 3}, {y} to {x + 1}, {y + 1}", f"pixel {x}, {y}"]
+
+
 @pytest.mark.parametrize("place", [{"at": (300, 200)}, {"box": (240, 150, 360, 250)}])
 def test_the_place_is_marked_on_the_photo(maps, place):
     blank = replace(maps, image=np.full_like(maps.image, 128))

@@ -21,6 +21,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice, product
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,6 @@ from vtviz.explain.effects import AreaJudge, ClassJudge, Effects, plain
 from vtviz.explain.onward import Onward
 from vtviz.export import publish, staged
 from vtviz.images import ImageSource
-from vtviz.images import load as load_image
 from vtviz.models.visual_transformer import BlockOutput, Edit
 from vtviz.predictor import Predictor
 from vtviz.tokens import check_index
@@ -44,7 +44,7 @@ MODES = ("absent", "mean", "random", "gaussian")
 ROWS = 32
 """Changed tokens that go through the model at once."""
 SIGMA = 0.25
-"""Width of the centred Gaussian, as a share of the map's sides."""
+"""Standard deviation of the centred Gaussian, as a share of the image's sides."""
 Progress = Callable[[int, int], None]
 
 
@@ -75,6 +75,9 @@ class Ablation:
         top1: the most probable class before; -1 for a segmentation model.
         areas: (C,) float32, each class's share of the pixels before; None for a classifier.
         layers: in the order of the forward pass.
+        geometry: how the image became the model's input.
+        weights: sha256 of the checkpoint's weights; empty for a model that came from none.
+        source: where the image came from, if from a file.
     """
 
     model: str
@@ -84,6 +87,9 @@ class Ablation:
     top1: int
     areas: np.ndarray | None
     layers: tuple[LayerAblation, ...]
+    geometry: geometry.Geometry
+    weights: str
+    source: str | None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON data."""
@@ -91,7 +97,14 @@ class Ablation:
             {"name": x.name, "kept": x.kept, "effects": {mode: e.to_dict() for mode, e in x.effects.items()}}
             for x in self.layers
         ]
-        data: dict[str, Any] = {"model": self.model, "layers": layers}
+        data: dict[str, Any] = {
+            "image": self.source,
+            "model": self.model,
+            "weights": self.weights,
+            "size": list(self.geometry.original),
+            "input": list(self.geometry.input),
+            "layers": layers,
+        }
         if self.target is None:
             shares = [] if self.areas is None else plain(self.areas)
             return {**data, "classes": [{"label": c, "area": a} for c, a in zip(self.classes, shares, strict=True)]}
@@ -146,11 +159,10 @@ def ablate(
         ConfigError: for a model without tokens, or an option that cannot work.
     """
     _check(predictor, modes, reference, draws)
-    photo = load_image(image)
-    fitted = predictor.fit((photo.shape[0], photo.shape[1]), size=size, crop=crop)
+    photo = predictor.open(image, size=size, crop=crop)
     rng = torch.Generator().manual_seed(seed)
     with inference(predictor.model, predictor.device):
-        x = predictor.preprocessing.normalize(geometry.to_tensor(photo, fitted)[None].to(predictor.device))
+        x = predictor.preprocessing.normalize(photo.input[None].to(predictor.device))
         run = Onward(predictor.model, x)
         logits, outputs = run.forward([])
         judge: ClassJudge | AreaJudge
@@ -158,18 +170,13 @@ def ablate(
             watched = int(logits.argmax()) if target is None else check_index("class", target, logits.shape[1])
             judge = ClassJudge(logits[0].float(), watched % logits.shape[1])
         else:
-            judge = AreaJudge(logits.float(), truth, fitted)
-        jobs = [
-            (layer, mode, list(_replacements(run, outputs, layer, mode, reference, draws, rng)))
-            for layer in range(len(outputs))
-            for mode in modes
-        ]
-        total, done = sum(len(rows) for _, _, rows in jobs), 0
+            judge = AreaJudge(logits.float(), truth, photo.geometry)
+        total, done = sum(_count(out, mode, draws) for out in outputs for mode in modes), 0
         found: list[dict[str, Effects]] = [{} for _ in outputs]
-        for layer, mode, rows in jobs:
+        for layer, mode in product(range(len(outputs)), modes):
             answers: list[tuple[int, Any]] = []
-            for start in range(0, len(rows), ROWS):
-                some = rows[start : start + ROWS]
+            rows = _replacements(run, outputs, layer, mode, reference, draws, rng)
+            while some := list(islice(rows, ROWS)):
                 changed, _ = run.forward([None] * layer + [_stack([edit for _, edit in some])], rows=len(some))
                 answers += [(token, judge.judge(row)) for (token, _), row in zip(some, changed.float(), strict=True)]
                 done += len(some)
@@ -184,13 +191,28 @@ def ablate(
         top1=judge.top1 if isinstance(judge, ClassJudge) else -1,
         areas=judge.areas if isinstance(judge, AreaJudge) else None,
         layers=tuple(LayerAblation(name, _kept(out), effects) for name, out, effects in layers),
+        geometry=photo.geometry,
+        weights=predictor.card.sha256 if predictor.card else "",
+        source=photo.source,
     )
 
 
 def mean_tokens(
-    predictor: Predictor, images: Sequence[ImageSource], *, progress: Progress = lambda *_: None
+    predictor: Predictor,
+    images: Sequence[ImageSource],
+    *,
+    size: int | None = None,
+    crop: str | None = None,
+    progress: Progress = lambda *_: None,
 ) -> list[np.ndarray]:
     """Each layer's tokens before its transformer, the mean over images: for each layer (L, C_T) float32.
+
+    Args:
+        predictor: of a model with tokens.
+        images: one or more.
+        size: as for :meth:`Predictor.extract`, and as for the image that they stand in for.
+        crop: likewise.
+        progress: called with (images done, images in all).
 
     Raises:
         ImageError: for an image that cannot be read.
@@ -200,10 +222,16 @@ def mean_tokens(
         raise ConfigError("a reference needs at least one image, got none")
     total: list[np.ndarray] = []
     for done, image in enumerate(images, start=1):
-        tokens = [layer.tokens_in.astype(np.float64) for layer in predictor.extract(image).layers]
+        tokens = [layer.tokens_in.astype(np.float64) for layer in predictor.extract(image, size=size, crop=crop).layers]
         total = tokens if done == 1 else [a + b for a, b in zip(total, tokens, strict=True)]
         progress(done, len(images))
     return [(each / len(images)).astype(np.float32) for each in total]
+
+
+def _count(out: BlockOutput, mode: str, draws: int) -> int:
+    """How many rows :func:`_replacements` gives."""
+    count = out.tokenizer.tokens.shape[2]
+    return count if mode in {"absent", "mean"} else (count - _kept(out)) * (draws if mode == "random" else 1)
 
 
 def _replacements(
@@ -235,15 +263,22 @@ def _replacements(
             shuffled = torch.randperm(maps[0, 0, 0].numel(), generator=rng).to(maps.device)
             other = maps.flatten(3)[..., shuffled].view_as(maps)
         else:
-            other = centred_gaussian(maps.shape[-2], maps.shape[-1]).to(maps).expand_as(maps)
+            other = (
+                centred_gaussian(maps.shape[-2], maps.shape[-1], run.model.token_strides[layer])
+                .to(maps)
+                .expand_as(maps)
+            )
         gathered = run.model.tokenizers[layer].gather(out.tokenizer.values, other, before).tokens
         for token in range(kept, count):
             yield token, Edit(tokens=_with_token(tokens, token, gathered[0, :, token]))
 
 
-def centred_gaussian(height: int, width: int) -> Tensor:
-    """A map (height, width) float32 that sums to 1: a Gaussian on the middle, its widths :data:`SIGMA` of the sides."""
-    axes = [torch.linspace(-0.5, 0.5, n) if n > 1 else torch.zeros(1) for n in (height, width)]
+def centred_gaussian(height: int, width: int, stride: int) -> Tensor:
+    """A map (height, width) float32 that sums to 1: a Gaussian on the image's middle, as wide as :data:`SIGMA` says.
+
+    Cell i stands for the image around pixel ``stride * i``, so the image's middle lies half a cell beyond the map's.
+    """
+    axes = [(stride * torch.arange(n) + 0.5) / (stride * n) - 0.5 for n in (height, width)]
     rows, columns = (torch.exp(-0.5 * (axis / SIGMA) ** 2) for axis in axes)
     weights = rows[:, None] * columns
     return weights / weights.sum()
@@ -274,5 +309,7 @@ def _check(predictor: Predictor, modes: Sequence[str], reference: Sequence[np.nd
             raise ConfigError(f"unknown mode {mode!r}{did_you_mean(mode, MODES)}")
     if "mean" in modes and reference is None:
         raise ConfigError("the mode mean needs a reference: the mean tokens of other images")
+    if reference is not None and len(reference) != len(predictor.strides):
+        raise ConfigError(f"the reference is of {len(reference)} layers, {predictor.name} has {len(predictor.strides)}")
     if draws < 1:
         raise ConfigError(f"draws must be at least 1, got {draws}")

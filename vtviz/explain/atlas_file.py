@@ -21,8 +21,8 @@ from vtviz.explain.atlas import FORMAT, Atlas, ClassOverlap, LayerAtlas, Peak, S
 from vtviz.export import publish, staged
 
 SUFFIX = ".atlas.json"
-MAX_BYTES = 200_000
-"""Largest atlas that is written or read: it is meant to lie in a repository."""
+MAX_BYTES = 16_000_000
+"""Largest atlas that is written or read: that of 128 tokens with a thousand photos each."""
 _MOST = 4096
 """Most layers, tokens, classes or photos of a token that a file may claim."""
 

@@ -66,7 +66,7 @@ def save_attributions(found: Attributions, folder: str | os.PathLike[str]) -> di
     """
     with staged(folder) as stage:
         Image.fromarray(attribution_png(found)).save(stage / "attributions.png", compress_level=1)
-        written = publish(stage, folder, ["attributions.png"])
+        written = publish(stage, folder, ["attributions.png"], images=[found.source])
     return written | found.save(folder)
 
 

@@ -16,9 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from vtviz.errors import ConfigError
+from vtviz.explain.target import images_at_once
 
-ROWS = 8
-"""Images that go through the model at once."""
 WINDOWS = 7
 """Places of the occluding window along each side: it covers a quarter of the side and moves by an eighth."""
 Score = Callable[[Tensor], Tensor]
@@ -38,7 +37,7 @@ def integrated_gradients(score: Score, x: Tensor, steps: int) -> tuple[np.ndarra
     """
     from captum.attr import IntegratedGradients
 
-    found = IntegratedGradients(score).attribute(x, n_steps=steps, internal_batch_size=ROWS)
+    found = IntegratedGradients(score).attribute(x, n_steps=steps, internal_batch_size=images_at_once(x))
     with torch.no_grad():
         ends = score(torch.cat((x, torch.zeros_like(x))))
     return _plane(found.sum(dim=1)), float(ends[0] - ends[1])
@@ -62,7 +61,9 @@ def occlusion(score: Score, x: Tensor) -> np.ndarray:
     height, width = x.shape[-2:]
     window, step = ((3, height // part, width // part) for part in (4, 8))
     with torch.no_grad():
-        found = Occlusion(score).attribute(x, sliding_window_shapes=window, strides=step, perturbations_per_eval=ROWS)
+        found = Occlusion(score).attribute(
+            x, sliding_window_shapes=window, strides=step, perturbations_per_eval=images_at_once(x)
+        )
     return _plane(found.sum(dim=1) / 3)  # Captum gives each of the three channels the whole fall
 
 

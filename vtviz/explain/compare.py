@@ -79,15 +79,15 @@ def side_of_epoch(run: str | Path, epoch: int) -> Side:
         epoch: from 1.
 
     Raises:
-        CheckpointError: where the run has no weights, whose card says where the cells are.
+        CheckpointError: for a ~user that there is not, or a run without weights, whose card says where the cells are.
         DataError: where the run has no maps of that epoch, or they are damaged.
     """
-    folder = Path(run).expanduser() / "probe"
+    folder = checkpoints.at_home(run) / "probe"
     known = list_epochs(run)
     if epoch not in known:
         span = f"it has {len(known)}, {known[0]} to {known[-1]}" if known else "it has none of any"
         raise DataError(f"{run}: no token maps of epoch {epoch}; {span}")
-    card = checkpoints.read_card(checkpoints.find(Path(run).expanduser()))
+    card = checkpoints.read_card(checkpoints.find(folder.parent))
     try:
         with torch.device("meta"):
             model: Any = model_from_config(card.model, card.config)
@@ -107,8 +107,8 @@ def side_of_epoch(run: str | Path, epoch: int) -> Side:
 
 
 def list_epochs(run: str | Path) -> list[int]:
-    """The epochs of which a run has token maps, rising."""
-    files = (Path(run).expanduser() / "probe").glob("epoch[0-9]*.npz")
+    """The epochs of which a run has token maps, rising. Raises CheckpointError for a ~user that there is not."""
+    files = (checkpoints.at_home(run) / "probe").glob("epoch[0-9]*.npz")
     return sorted(int(file.stem[5:]) for file in files if file.stem[5:].isdecimal())
 
 

@@ -51,6 +51,9 @@ def blurred(x: Tensor) -> Tensor:
 def order(cells: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """The share in which each pixel goes, 0 to ``STEPS`` - 1: (h, w) int64, as many pixels in each.
 
+    Pixels of one value, such as the zeros of a Grad-CAM, go in a random order, the same for every map: in that of their
+    rows they would go as a map does that begins at the top.
+
     Args:
         cells: a map in cells of :data:`~vtviz.explain.explainer.CELL` pixels. All maps are drawn from such cells by
             the same bilinear interpolation, so that none wins or loses by its grain.
@@ -59,14 +62,15 @@ def order(cells: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     whole = Geometry(size, size, (0, 0), size)
     drawn = upsample(cells, whole, stride=CELL).ravel()
     ranks = np.empty(drawn.size, np.int64)
-    ranks[np.argsort(-drawn, kind="stable")] = np.arange(drawn.size)
+    mixed = np.random.default_rng(0).permutation(drawn.size)
+    ranks[mixed[np.argsort(-drawn[mixed], kind="stable")]] = np.arange(drawn.size)
     return (ranks * STEPS // drawn.size).reshape(size)
 
 
 def curves(
     cells: np.ndarray, x: Tensor, nothing: Tensor, ends: tuple[float, float], probability: Callable[[Tensor], Tensor]
 ) -> Curves:
-    """Both curves of one map, each in one call of the model.
+    """Both curves of one map.
 
     Args:
         cells: the map, (h / CELL, w / CELL).

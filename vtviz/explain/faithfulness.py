@@ -14,6 +14,7 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,13 @@ from torch import Tensor, nn
 from vtviz import geometry as geo
 from vtviz.errors import ConfigError, DataError, ImageError
 from vtviz.explain.ablation import centred_gaussian
+from vtviz.explain.curves import STEPS as SHARES
 from vtviz.explain.curves import Curves, Interval, area, blurred, bootstrap, curves
 from vtviz.explain.dissection import untrained_twin
-from vtviz.explain.explainer import CELL, Explainer, check_methods, rank_correlation
-from vtviz.explain.target import Target, choose_target
+from vtviz.explain.explainer import CELL, METHODS, Explainer, check_methods, rank_correlation
+from vtviz.explain.target import Target, choose_target, images_at_once
 from vtviz.export import publish, staged
+from vtviz.images import ImageSource
 from vtviz.images import load as load_image
 from vtviz.predictor import Predictor
 
@@ -67,8 +70,8 @@ class Faithfulness:
         model: name of the checkpoint.
         weights: sha256 of the checkpoint's weights; empty for a model that came from none.
         methods: the baselines last.
-        images: n paths.
-        targets: n names of classes, each the most probable one of its image.
+        images: n paths; of an image that came from no file its place among those given.
+        targets: n names of classes, each the one that was asked for, or the most probable one of its image.
         skipped: path -> what was wrong with the image.
         input: of the first image, (h, w) pixels.
         seed: of the images, the random maps, the random weights and the bootstrap.
@@ -151,52 +154,68 @@ class Faithfulness:
 
 def measure_faithfulness(
     predictor: Predictor,
-    images: Sequence[str | os.PathLike[str]],
+    images: Sequence[ImageSource],
     methods: Sequence[str] | None = None,
     *,
+    target: int | None = None,
+    steps: int = PATH_STEPS,
     randomize: bool = True,
     size: int | None = None,
     crop: str | None = None,
     seed: int = 0,
     progress: Progress = lambda *_: None,
 ) -> Faithfulness:
-    """Measure how faithful methods are on images, each for its most probable class.
+    """Measure how faithful methods are on images, each for one class.
 
     Args:
         predictor: of any model.
-        images: files, for example of :func:`pick_images`. One that cannot be read is skipped and named.
+        images: files, for example of :func:`pick_images`, or whatever else :func:`vtviz.images.load` takes. One that
+            cannot be read is skipped and named.
         methods: keys of :data:`~vtviz.explain.explainer.METHODS`; None for all that the model can do.
+        target: the class, by index; by default the most probable one of each image, or the one with the most pixels.
+        steps: points of the quadrature of integrated gradients.
         randomize: also make every map with random weights.
         size: as for :meth:`Predictor.extract`.
         crop: likewise.
         seed: of the random maps, the random weights and the bootstrap.
-        progress: called with (maps done, maps in all); it may raise to stop.
+        progress: called with (done, total) after every few images that go through the model; it may raise to stop.
 
     Raises:
         ConfigError: for an option that cannot work, or where Captum is asked for and not installed.
         DataError: where no image can be read.
     """
     chosen = check_methods(predictor, methods)
-    explainer = Explainer(predictor, steps=PATH_STEPS)
-    random = Explainer(with_random_weights(predictor, seed), steps=PATH_STEPS) if randomize else None
+    explainer = Explainer(predictor, steps=steps)
+    random = Explainer(with_random_weights(predictor, seed), steps=steps) if randomize else None
     names = (*chosen, *BASELINES)
     found: dict[str, list[tuple[Curves, float, float]]] = {name: [] for name in names}
     used: list[str] = []
     targets: list[str] = []
     skipped: dict[str, str] = {}
     inputs: list[tuple[int, int]] = []
-    for number, path in enumerate(str(image) for image in images):
+    makings = [explainer.cost(name) * (1 + randomize) if name in METHODS else 0 for name in names]
+    ends = np.cumsum([making + 2 * (SHARES - 1) for making in makings] * len(images)).tolist()
+    done = 0
+
+    def tick(rows: int) -> None:
+        nonlocal done
+        done = min(done + rows, end)
+        progress(done, ends[-1])
+
+    for number, source in enumerate(images):
+        path = os.fspath(source) if isinstance(source, str | os.PathLike) else f"image {number}"
         try:
-            photo = load_image(path)
+            photo = load_image(source)
         except ImageError as error:
             skipped[path] = str(error)
             continue
         fitted = predictor.fit((photo.shape[0], photo.shape[1]), size=size, crop=crop)
         image = geo.to_tensor(photo, fitted).to(predictor.device)
-        measured = _Image(explainer, random, image, predictor.classes, np.random.default_rng((seed, number)))
-        for index, name in enumerate(names):
-            found[name].append(measured.measure(name))
-            progress(number * len(names) + index + 1, len(images) * len(names))
+        rng = np.random.default_rng((seed, number))
+        measured = _Image(explainer, random, image, predictor.classes, target, rng)
+        for name, end in zip(names, ends[number * len(names) :], strict=False):
+            found[name].append(measured.measure(name, tick))
+            tick(end)  # what it cost was an estimate
         used.append(path)
         targets.append(measured.target.label)
         inputs.append(fitted.input)
@@ -216,7 +235,7 @@ def measure_faithfulness(
 
 
 class _Image:
-    """One image with its most probable class, on which methods are measured one by one."""
+    """One image with a class, on which methods are measured one by one."""
 
     def __init__(
         self,
@@ -224,36 +243,47 @@ class _Image:
         random: Explainer | None,
         image: Tensor,
         classes: Sequence[str],
+        wanted: int | None,
         rng: np.random.Generator,
     ) -> None:
         self.explainer, self.random, self.image, self.rng = explainer, random, image, rng
         self.x = explainer.prepare(image[None])
-        self.target: Target = choose_target(explainer.logits(self.x), classes)
+        self.target: Target = choose_target(explainer.logits(self.x), classes, wanted)
         self.nothing = blurred(image)
         ends = self._probability(torch.stack((image, self.nothing)))
         self.ends = (float(ends[0]), float(ends[1]))
 
-    def _probability(self, images: Tensor) -> Tensor:
-        return self.target.probability(self.explainer.logits(self.explainer.prepare(images)))
+    def _probability(self, images: Tensor, tick: Callable[[int], None] = lambda _: None) -> Tensor:
+        found = []
+        for part in images.split(images_at_once(images)):
+            found.append(self.target.probability(self.explainer.logits(self.explainer.prepare(part))))
+            tick(len(part))
+        return torch.cat(found)
 
-    def measure(self, name: str) -> tuple[Curves, float, float]:
-        """Curves, rank correlation with random weights, and the map's seconds."""
+    def measure(self, name: str, tick: Callable[[int], None]) -> tuple[Curves, float, float]:
+        """Curves, rank correlation with random weights, and the map's seconds.
+
+        Args:
+            name: of a method or a baseline.
+            tick: called with the number of images, after they went through the model.
+        """
         same, seconds = float("nan"), 0.0
         if name in BASELINES:
             cells = self._baseline(name)
         else:
-            made = self.explainer.make(name, self.x, self.target)
+            made = self.explainer.make(name, self.x, self.target, tick)
             cells, seconds = made.cells, made.seconds
             if self.random is not None:
-                other = self.random.make(name, self.x, self.target).cells
+                other = self.random.make(name, self.x, self.target, tick).cells
                 same = float(rank_correlation([cells, other])[0, 1])
-        return curves(cells, self.image, self.nothing, self.ends, self._probability), same, seconds
+        probability = partial(self._probability, tick=tick)
+        return curves(cells, self.image, self.nothing, self.ends, probability), same, seconds
 
     def _baseline(self, name: str) -> np.ndarray:
         height, width = (-(-side // CELL) for side in self.image.shape[1:])
         if name == "random":
             return self.rng.random((height, width), np.float32)
-        return centred_gaussian(height, width).numpy()
+        return centred_gaussian(height, width, CELL).numpy()
 
 
 def _collect(name: str, measured: Sequence[tuple[Curves, float, float]]) -> MethodFaithfulness:

@@ -291,5 +291,5 @@ def save_lineage(maps: TokenMaps, lineage: Lineage, folder: str | os.PathLike[st
     with staged(folder) as stage:
         Image.fromarray(lineage_png(maps, lineage)).save(stage / "lineage.png")
         (stage / "lineage.svg").write_text(lineage_svg(maps, lineage), encoding="utf-8", errors="backslashreplace")
-        pictures = publish(stage, folder, ("lineage.png", "lineage.svg"))
+        pictures = publish(stage, folder, ("lineage.png", "lineage.svg"), images=[maps.source])
     return pictures | lineage.save(folder)

@@ -70,7 +70,7 @@ def query_figure(maps: TokenMaps, result: PixelQuery) -> Figure:
 
 def _title(result: PixelQuery) -> str:
     x0, y0, x1, y1 = result.box
-    return f"pixel {x0}, {y0}" if result.pixels == 1 else f"box {x0}, {y0} to {x1}, {y1}"
+    return f"pixel {x0}, {y0}" if (x1 - x0, y1 - y0) == (1, 1) else f"box {x0}, {y0} to {x1}, {y1}"
 
 
 def _names(layer: LayerQuery) -> list[int]:
@@ -165,4 +165,4 @@ def save_query(maps: TokenMaps, result: PixelQuery, folder: str | os.PathLike[st
         Image.fromarray(query_png(maps, result)).save(stage / "query.png")
         text = json.dumps(result.to_dict(), indent=1, ensure_ascii=False) + "\n"
         (stage / "query.json").write_text(text, encoding="utf-8", errors="backslashreplace")
-        return publish(stage, folder, ("query.png", "query.json"))
+        return publish(stage, folder, ("query.png", "query.json"), images=[maps.source])

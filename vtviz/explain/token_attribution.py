@@ -27,13 +27,10 @@ import torch
 from torch import Tensor
 
 from vtviz.explain.onward import Onward
-from vtviz.explain.target import Target
+from vtviz.explain.target import Target, images_at_once
 from vtviz.geometry import interpolation
 from vtviz.models.visual_transformer import BlockOutput, Edit
 from vtviz.models.vt_fpn import VTFPN
-
-ROWS = 8
-"""Steps of a path that go through the model at once."""
 
 
 class TokenAttribution(NamedTuple):
@@ -71,10 +68,12 @@ class TokenSpace:
     Attributes:
         tokens: of each layer, (1, C_T, L).
         maps: that they were gathered with, for each layer (L, h, w) float32: the heads' mean in x uniform.
+        rows: steps of a path that go through the model at once.
     """
 
     def __init__(self, model: Any, x: Tensor, target: Target) -> None:
         self.model, self._target = model, target
+        self.rows = images_at_once(x)
         with torch.no_grad():
             self._onward = Onward(model, x)
             outputs = self._onward.forward([])[1]
@@ -124,9 +123,9 @@ def token_integrated_gradients(
     for layers in layer_groups(space.model):
         tokens = [space.tokens[i] for i in layers]
         total = [torch.zeros_like(t) for t in tokens]
-        for start in range(0, steps, ROWS):
+        for start in range(0, steps, space.rows):
             shares, weighted = (
-                torch.from_numpy(values[start : start + ROWS] / 2).to(tokens[0])[:, None, None]
+                torch.from_numpy(values[start : start + space.rows] / 2).to(tokens[0])[:, None, None]
                 for values in (nodes + 1, weights)
             )
             gradients = space.gradients(layers, [shares * t for t in tokens])
