@@ -36,15 +36,19 @@ class DataRoot:
 
         Raises:
             ConfigError: for a name that is not offered.
-            DataError: where something in it is a link to outside of the root.
+            DataError: where something in it is a link to outside of the root, or cannot be read.
         """
         names = self.names(suits)
         if name not in names:
             raise ConfigError(f"there is no data set {str(name)[:80]!r}{did_you_mean(str(name), names)}")
         folder = (self.root / name).resolve()
-        for link in _links(folder):
-            if not self._holds(link):
-                raise DataError(f"{link.relative_to(self.root)} is a link to outside of the data root")
+        try:
+            for link in _links(folder):
+                if not self._holds(link):
+                    raise DataError(f"{link.relative_to(self.root)} is a link to outside of the data root")
+        except OSError as error:
+            where = Path(error.filename or folder).relative_to(self.root)
+            raise DataError(f"{where} cannot be read: {error.strerror}") from None
         return folder
 
     def file(self, name: str, file: str) -> Path | None:
@@ -56,7 +60,11 @@ class DataRoot:
             return None
 
     def _find(self, folder: Path, depth: int, suits: Callable[[Path], bool]) -> Iterator[Path]:
-        if suits(folder):
+        try:
+            suited = suits(folder)
+        except OSError:  # not ours to look into, as a disk's lost+found
+            return
+        if suited:
             yield folder
         elif depth > 0:
             for child in _subfolders(folder):

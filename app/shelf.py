@@ -8,7 +8,7 @@ from pathlib import Path
 from threading import Lock
 
 import vtviz.predictor as vt
-from vtviz.checkpoints import find, read_card
+from vtviz.checkpoints import at_home, find, read_card, stamp
 from vtviz.engines import check_device, check_engine
 from vtviz.errors import ConfigError, VtvizError, did_you_mean
 from vtviz.predictor import Predictor
@@ -41,10 +41,14 @@ class Shelf:
         shipped.sort(key=lambda name: name != vt.DEFAULT_MODEL)
         self._sources = {name: name for name in shipped}
         if extra is not None:
-            name = extra if extra in self._sources or extra.startswith("hf://") else _own_name(find(extra))
-            self._sources = {name: extra} | {k: v for k, v in self._sources.items() if k != name}
+            name, source = extra, extra
+            if extra not in self._sources and not extra.startswith("hf://"):
+                path, folder = find(extra), at_home(extra)
+                name = _own_name(path)
+                source = str((folder if folder.is_dir() else path).absolute())  # a training job has another folder
+            self._sources = {name: source} | {k: v for k, v in self._sources.items() if k != name}
         self._runs: dict[str, str] = {}
-        self._loaded: OrderedDict[str, Predictor] = OrderedDict()
+        self._loaded: OrderedDict[str, tuple[tuple[str, int], Predictor]] = OrderedDict()
         self._lock = Lock()
 
     @property
@@ -78,14 +82,23 @@ class Shelf:
             ConfigError: for a name that is not offered.
             CheckpointError: where it is damaged.
         """
-        source = self.source(name)
         with self._lock:
-            if name not in self._loaded:
-                self._loaded[name] = vt.load_model(source, self.device, **self._engine)
+            version = self.version(name)
+            if name not in self._loaded or self._loaded[name][0] != version:
+                self._loaded[name] = version, vt.load_model(self.source(name), self.device, **self._engine)
                 while len(self._loaded) > LOADED:
                     self._loaded.popitem(last=False)
             self._loaded.move_to_end(name)
-            return self._loaded[name]
+            return self._loaded[name][1]
+
+    def version(self, name: str) -> tuple[str, int]:
+        """What tells the model called ``name`` from one that had its name before: a run that went on has new weights.
+
+        Raises:
+            ConfigError: for a name that is not offered.
+            CheckpointError: where it is gone.
+        """
+        return stamp(self.source(name))
 
 
 def _own_name(path: Path) -> str:

@@ -265,16 +265,17 @@ class Train:
         form = [data, start, recipe, epochs, batch, sizes, rate]
         # preprocess=False: what is wrong is told by request(), in a line, and not by Gradio beside it
         quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "preprocess": False}
-        filled = recipe.input(self.fill, [recipe], form[3:], **quiet)
-        filled.then(self.cost, form, [cost, note], **quiet)
+        # in one line: an answer that took long must not replace the answer to a later question
+        line = {"concurrency_id": "cost", "concurrency_limit": 1}
+        tell = {"fn": self.cost, "inputs": form, "outputs": [cost, note], **line, **quiet}
+        recipe.input(self.fill, [recipe], form[3:], **quiet).then(**tell)
         for control in (data, start, epochs, batch, sizes, rate):
-            control.change(self.cost, form, [cost, note], **quiet, trigger_mode="always_last")
+            control.change(**tell, trigger_mode="always_last")
         trial.click(
             self.trial, form, [cost, note], api_visibility="private", show_progress="full", show_progress_on=cost
         )
         go.click(self.start, [name, *form], [started, note, name], **quiet)
-        opened = tab.select(self.choices, None, [data, start], **quiet)
-        opened.then(self.cost, form, [cost, note], **quiet)
+        tab.select(self.choices, None, [data, start], **quiet).then(**tell)
         return started
 
     def choices(self) -> tuple[Any, Any]:
@@ -282,7 +283,7 @@ class Train:
         return gr.Dropdown(choices=self.data.names() if self.data else []), gr.Dropdown(choices=self.starts())
 
     def _build_jobs(self, tab: gr.Tab, others: list[gr.Tab], started: gr.State) -> None:
-        seen, chosen = gr.State(None), gr.State(None)
+        seen, chosen, doomed = gr.State(None), gr.State(None), gr.State(None)
         timer = gr.Timer(POLL_SECONDS, active=False)
         listed = gr.HTML(js_on_load=PICK, elem_id="train-list", apply_default_css=False)
         heading = gr.HTML(elem_id="train-heading", apply_default_css=False)
@@ -312,10 +313,15 @@ class Train:
             other.select(lambda: gr.Timer(active=False), None, [timer], queue=False, **quiet)
         started.change(lambda name: name or gr.skip(), [started], [chosen], **quiet).then(**look)
         listed.pick(picked, None, [chosen, note], **quiet).then(**look).then(**closed)
-        for button, act in ((cancel, self.cancel), (resume, self.resume), (yes, self.delete)):
-            button.click(act, [chosen], [note], **quiet).then(**closed).then(**look)
-        delete.click(ask, [chosen], [question, sure], **quiet)
+        for button, act, job in (
+            (cancel, self.cancel, chosen),
+            (resume, self.resume, chosen),
+            (yes, self.delete, doomed),
+        ):
+            button.click(act, [job], [note], **quiet).then(**closed).then(**look)
+        delete.click(ask, [chosen], [question, sure, doomed], **quiet)
         no.click(**closed)
+        chosen.change(**closed)
 
 
 def classifies(source: str) -> bool:
@@ -333,10 +339,10 @@ def picked(event: gr.EventData) -> tuple[str, str]:
     return told(event, "name"), ""
 
 
-def ask(name: str | None) -> tuple[str, Any]:
-    """The question before a job is deleted."""
+def ask(name: str | None) -> tuple[str, Any, str | None]:
+    """The question before a job is deleted, and which one it names: another may be shown before it is answered."""
     text = f"Delete <b>{escape(str(name))}</b>, its weights and everything else in its folder?"
-    return f'<p class="vtx-question">{text}</p>', gr.Column(visible=True)
+    return f'<p class="vtx-question">{text}</p>', gr.Column(visible=True), name
 
 
 def buttons(job: Job | None) -> list[Any]:

@@ -4,13 +4,13 @@ python docs/ablations.py collect RUNS    read run folders, called VARIANT-seedN,
 python docs/ablations.py [--check]       write the table from that file, or only tell whether it is up to date
 """
 
-import argparse
 import csv
 import json
 import math
 import re
 import statistics
 import sys
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -22,10 +22,11 @@ CLONE = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(CLONE))  # whether vtviz is installed or not
 from docs import enclosed
 from vtviz.checkpoints import read_card
+from vtviz.data.loading import BatchPlan, parse_sizes
 from vtviz.errors import ConfigError, VtvizError
 from vtviz.models.complexity import count_complexity
 from vtviz.models.registry import model_from_config
-from vtviz.train.recipes import recipe_from_dict
+from vtviz.train.recipes import make_recipe, recipe_from_dict
 
 PAGE, RESULTS = CLONE / "docs" / "ablations.md", CLONE / "docs" / "ablations.json"
 MARKS = ("<!-- ablations: written by docs/ablations.py -->\n", "<!-- end of ablations -->\n")
@@ -52,6 +53,8 @@ VARIANTS: dict[str, tuple[str, float, float, float]] = {
 
 From Table 3, where there is no ResNet: that one is from Table 1.
 """
+OPTIONS = "epochs", "batch_size", "lr", "sizes"
+"""Fields of a recipe that are options of ``vtviz train``; the others are set by ``--set``."""
 STAR = "\\*"
 T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 """97.5 % points of Student's t for 1, 2, … degrees of freedom."""
@@ -105,15 +108,13 @@ def _read_run(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     card = read_card(run / "best.safetensors")
     with torch.device("meta"):
         cost = count_complexity(model_from_config(card.model, card.config))
-    speeds = [float(row.get("images_per_s") or 0) for row in rows]
-    seconds = sum(card.data["n_train"] / speed for speed in speeds) if all(speeds) else None
     found = {
         "variant": variant,
         "seed": seed,
         "top1": scores["top1"],
         "params": cost.params,
         "macs": cost.macs,
-        "seconds": seconds,
+        "seconds": _seconds(rows, recipe, card.data["n_train"]),
         "device": job["environment"]["device"],
     }
     setting = {f"recipe.{key}": value for key, value in recipe.items()} | {
@@ -125,17 +126,32 @@ def _read_run(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         "n_val": card.data["n_val"],
         "classes": len(card.classes),
         "teacher": card.teacher,
+        "pixels": job.get("pixels", "host"),  # where photos are cropped and jittered, by code that differs
     }
     return found, setting
+
+
+def _seconds(rows: Sequence[dict[str, str]], recipe: dict[str, Any], n_train: int) -> float | None:
+    """How long the epochs take at the median speed of those of the same crop size; None where no speed was noted.
+
+    The median: a run that was stopped meanwhile, or shared its machine, is not taken for a slow one.
+    """
+    plan = BatchPlan(1, 1, parse_sizes(recipe["sizes"]), epochs=recipe["epochs"], seed=0)
+    speeds = defaultdict(list)
+    for row in rows:
+        speeds[plan.sides(int(row["epoch"]) - 1)].append(float(row.get("images_per_s") or 0))
+    if not all(map(all, speeds.values())):
+        return None
+    return sum(len(found) * n_train / statistics.median(found) for found in speeds.values())
 
 
 def interval(top1: Sequence[float], n: int) -> float:
     """Half of a 95 % interval, in the unit of ``top1`` (shares).
 
-    Of the mean over several seeds: Student's t, which knows of the runs' differences only. Of a single run: the
-    binomial one, which knows of the ``n`` photos only.
+    Of the mean over several seeds: Student's t, which knows of the runs' differences only. Of a single run, and of
+    seeds that happen to have one score: the binomial one, which knows of the ``n`` photos only.
     """
-    if len(top1) == 1:
+    if len(set(top1)) == 1:
         return 1.96 * math.sqrt(top1[0] * (1 - top1[0]) / n)
     t = T_975[len(top1) - 2] if len(top1) - 2 < len(T_975) else 1.96
     return t * statistics.stdev(top1) / math.sqrt(len(top1))
@@ -157,7 +173,7 @@ def table(results: dict[str, Any]) -> str:
         cells = [
             label,
             ", ".join(f"{100 * score:.2f}" for score in scores[key]),
-            f"{100 * ours:.2f} ± {100 * interval(scores[key], n):.2f}{'' if len(found) > 1 else STAR}{gap}",
+            f"{100 * ours:.2f} ± {100 * interval(scores[key], n):.2f}{'' if len(set(scores[key])) > 1 else STAR}{gap}",
             f"{found[0]['params'] / 1e6:.2f} M",
             f"{found[0]['macs'] / 1e9:.3f} G",
             f"{statistics.mean(times) / 60:.1f} min" if times else "–",
@@ -167,11 +183,10 @@ def table(results: dict[str, Any]) -> str:
         ]
         lines.append(cells)
     text = "".join(f"| {' | '.join(line)} |\n" for line in lines)
-    alone = any(len(found) == 1 for found in runs.values())
-    footnote = (
-        f"\n{STAR} One seed: the interval is that of the photos, and knows nothing of other seeds.\n" if alone else ""
+    note = (
+        f"\n{STAR} One score: the interval is that of the photos, and knows nothing of seeds.\n" if STAR in text else ""
     )
-    return f"{_describe(results)}\n\n{text}{footnote}\n{_conclude(scores, n)}\n"
+    return f"{_describe(results)}\n\n{text}{note}\n{_conclude(scores, n)}\n\n{_how(results['setting'])}\n"
 
 
 def _describe(results: dict[str, Any]) -> str:
@@ -179,13 +194,38 @@ def _describe(results: dict[str, Any]) -> str:
     setting = results["setting"]
     recipe = {key.removeprefix("recipe."): value for key, value in setting.items()}
     devices = sorted({run["device"] for run in results["runs"]})
+    timed = sorted({run["device"] for run in results["runs"] if run["seconds"]})
+    most = max(Counter(run["variant"] for run in results["runs"] if run["seconds"]).values(), default=0)
+    training = (
+        f" Training: the {'time of one run' if most == 1 else 'mean time of the runs that noted it'}, at the median "
+        f"speed of the epochs of each crop size, on {', '.join(timed)}."
+        if timed
+        else ""
+    )
     chosen = f"{setting['n_val']:,} of the" if setting["n_val"] < setting["n"] else "the"
     return (
         f"Each run: {setting['data']}, {setting['n_train']:,} photos of {setting['classes']} classes, from random "
         f"weights, without a teacher, {recipe['epochs']} epochs at crops of `{recipe['sizes']}` px, batch "
         f"{recipe['batch_size']}, {recipe['optimizer']}; the same recipe for all but the seed ({', '.join(devices)}). "
         f"Top-1 in percent on all {setting['n']:,} photos of {setting['split']} at {setting['size']} px, of the epoch "
-        f"that was best on {chosen} photos. In brackets the difference from VT-ResNet-18. MACs at 224 px."
+        f"that was best on {chosen} photos. In brackets the difference from VT-ResNet-18. MACs at 224 px.{training}"
+    )
+
+
+def _how(setting: dict[str, Any]) -> str:
+    """The command that trains one of the runs, with every setting that is not the usual one."""
+    usual = asdict(make_recipe("small"))
+    recipe = {key.removeprefix("recipe."): value for key, value in setting.items() if key.startswith("recipe.")}
+    words = [
+        f"--{key.replace('_', '-')} {value}" if key in OPTIONS else f"--set {key}={value}"
+        for key, value in recipe.items()
+        if value != usual[key]
+    ]
+    words += [f"--val-limit {setting['n_val']}"] * (setting["n_val"] < setting["n"]) + [f"--pixels {setting['pixels']}"]
+    return (
+        "Trained by this command, for every preset and seed; with `--model resnet18` in place of the preset for "
+        "ResNet-18, and with neither for VT-ResNet-18:\n\n```bash\nvtviz train --data DIR "
+        f"--out RUNS/no_dynamic-seed0 --preset no_dynamic --seed 0 \\\n  {' '.join(words)}\n```"
     )
 
 
@@ -214,20 +254,14 @@ def renewed(page: str, results: dict[str, Any]) -> str:
 
 def main() -> None:
     """Collect runs where asked to, and write the page, or with --check only tell whether it is up to date."""
-    parser = argparse.ArgumentParser(description="Write the table of docs/ablations.md.")
-    parser.add_argument("--check", action="store_true", help="change nothing; exit code 1 if the table is out of date")
-    verbs = parser.add_subparsers(dest="verb")
-    reading = verbs.add_parser("collect", help=f"read run folders into {RESULTS.name} first")
-    reading.add_argument("runs", nargs="+", type=Path, metavar="RUNS", help="folder of runs called VARIANT-seedN")
-    options = parser.parse_args()
-    if options.verb == "collect":
-        results, notes = collect(options.runs)
+
+    def read(folders: Sequence[Path]) -> tuple[dict[str, Any], str]:
+        results, notes = collect(folders)
         for note in notes:
             print(note, file=sys.stderr)
-        RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-        print(f"wrote {RESULTS}, {len(results['runs'])} runs")
-    new = renewed(PAGE.read_text(encoding="utf-8"), json.loads(RESULTS.read_text(encoding="utf-8")))
-    enclosed.put(PAGE, new, check=options.check, hint="docs/ablations.md: run python docs/ablations.py")
+        return results, f", {len(results['runs'])} runs"
+
+    enclosed.main(PAGE, RESULTS, read, renewed, ("RUNS", "folder of runs called VARIANT-seedN"))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+import re
+import shlex
 import shutil
 import sys
 from dataclasses import asdict
@@ -10,11 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import typer.main
 
+from vtviz import cli
 from vtviz.errors import ConfigError, VtvizError
 from vtviz.models.complexity import count_complexity, profile_rows
 from vtviz.models.registry import build_model, config_to_dict
 from vtviz.train.recipes import make_recipe
+from vtviz.train.verbs import make_job
 
 CLONE = Path(__file__).resolve().parents[1]
 SCRIPT = CLONE / "docs" / "ablations.py"
@@ -28,19 +33,21 @@ EPOCHS, PHOTOS = 2, 400
 def make_run(tmp_path, tiny_card):
     """Writes what the table reads of a run: make_run("no_dynamic", seed=1, top1=0.7)."""
 
-    def make(variant="vt_resnet18", seed=0, top1=0.5, *, rows=EPOCHS, speed=100.0, recipe=(), **scores):
+    def make(variant="vt_resnet18", seed=0, top1=0.5, *, rows=EPOCHS, speed=100.0, recipe=(), job=(), **scores):
         run = tmp_path / "runs" / f"{variant}-seed{seed}"
         run.mkdir(parents=True)
         name, preset = ("vt_resnet18", variant) if variant.startswith("no_") else (variant, None)
-        chosen = make_recipe("small", epochs=EPOCHS, seed=seed, **dict(recipe))
-        job = {"model": name, "preset": preset, "recipe": asdict(chosen), "environment": {"device": "abacus"}}
+        chosen = make_recipe("small", **{"epochs": EPOCHS, "seed": seed, **dict(recipe)})
+        environment = {"device": "abacus"}
+        job = {"model": name, "preset": preset, "recipe": asdict(chosen), "environment": environment, **dict(job)}
         with torch.device("meta"):
             model = build_model(name, preset, num_classes=10)
         card = tiny_card(model, model=name, config=config_to_dict(model.config), data={"n_train": 6000, "n_val": 100})
         scored = {"data": "balls", "split": "val", "size": 128, "n": PHOTOS, "top1": top1, **scores}
         for file, content in (("run", job), ("best", card.to_dict()), ("evaluate", scored)):
             (run / f"{file}.json").write_text(json.dumps(content))
-        lines = ["epoch,images_per_s", *(f"{i + 1},{speed or ''}" for i in range(rows))]
+        speeds = speed if isinstance(speed, list) else [speed] * rows
+        lines = ["epoch,images_per_s", *(f"{i + 1},{each or ''}" for i, each in enumerate(speeds))]
         (run / "metrics.csv").write_text("\n".join(lines))
         return run
 
@@ -63,6 +70,33 @@ def test_the_paper_s_figures_are_those_that_the_profile_compares_with():
     printed = {row.row: (row.params_paper, row.macs_paper) for table in (1, 3) for row in profile_rows(table)}
     rows = ("VT-R-18", "VT-R-18 -TF", "VT-R-18 -DT", "VT-R-18 -PE", "R-18")
     assert [variant[2:] for variant in ablations.VARIANTS.values()] == [printed[row] for row in rows]
+
+
+def test_the_page_s_command_makes_the_stored_settings():
+    """Parsed as the command line does, but for the work."""
+    setting = json.loads((CLONE / "docs" / "ablations.json").read_text())["setting"]
+    page = (CLONE / "docs" / "ablations.md").read_text()
+    command = re.search(r"```bash\nvtviz train (.*?)```", page, re.DOTALL)[1].replace("\\\n", "")
+    train = typer.main.get_command(cli.app).commands["train"]
+    with train.make_context("train", shlex.split(command)) as context:
+        given = {key.rstrip("_"): value for key, value in context.params.items()}
+    options = {key: given[key] for key in ("data", "out", "epochs", "batch_size", "lr", "sizes", "set")}
+    job = make_job(options | {"recipe": "small"})
+    assert {f"recipe.{key}": value for key, value in asdict(job.recipe).items() if key != "seed"} == {
+        key: value for key, value in setting.items() if key.startswith("recipe.")
+    }
+    assert (given["preset"], given["seed"]) == ("no_dynamic", 0)
+    assert (given["pixels"], given["val_limit"]) == (setting["pixels"], setting["n_val"])
+
+
+def test_a_run_that_was_held_up_is_not_taken_for_a_slow_one(make_run, tmp_path):
+    speeds = [100.0, 100.0, 0.1, 100.0, 50.0, 50.0, 1.0]  # of crops of 64 px, then of 128
+    make_run(recipe={"epochs": 7, "sizes": "64@0.5,128"}, speed=speeds)
+    make_run("resnet18", recipe={"epochs": 7, "sizes": "64@0.5,128"}, speed=[*speeds[:6], 0])
+    results, _ = ablations.collect([tmp_path / "runs"])
+    assert [run["seconds"] for run in results["runs"]] == [4 * 6000 / 100 + 3 * 6000 / 50, None]
+    told = "Training: the time of one run, at the median speed of the epochs of each crop size, on abacus."
+    assert told in ablations.table(results)
 
 
 def test_runs_become_a_line_a_variant(make_run, tmp_path):
@@ -94,6 +128,14 @@ def test_runs_become_a_line_a_variant(make_run, tmp_path):
     assert "do not overlap: − dynamic tokenization, ResNet-18." in text
     assert "abacus" in text
     assert len({line.count("|") for line in text.splitlines() if line.startswith("|")}) == 1
+
+
+def test_seeds_of_one_score_are_not_taken_for_certainty(make_run, tmp_path):
+    for seed in (0, 1):
+        make_run("no_position_encoding", seed=seed, top1=0.5)
+    text = ablations.table(ablations.collect([tmp_path / "runs"])[0])
+    assert r"50.00, 50.00 | 50.00 ± 4.90\*" in text
+    assert "One score: the interval is that of the photos" in text
 
 
 def test_what_overlaps_is_not_told_apart(make_run, tmp_path):
@@ -140,6 +182,7 @@ def test_unfinished_runs_are_left_out_with_a_note(make_run, tmp_path, spoil, not
     ("difference", "line"),
     [
         ({"recipe": {"lr": 0.5}}, r"vt_resnet18-seed0 has recipe\.lr 0\.002, no_dynamic-seed0 has 0\.5"),
+        ({"job": {"pixels": "device"}}, "vt_resnet18-seed0 has pixels host, no_dynamic-seed0 has device"),
         ({"n": 200}, "vt_resnet18-seed0 has n 400, no_dynamic-seed0 has 200: not comparable"),
         ({"data": "discs"}, "vt_resnet18-seed0 has data balls, no_dynamic-seed0 has discs"),
     ],

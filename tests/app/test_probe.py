@@ -4,14 +4,16 @@ import base64
 import io
 import json
 import re
+import resource
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from app.page import build_page, launch_options
+from app.page import build_page
 from app.probe import Probe, panel, whole
 from app.shelf import Shelf
 from app.train import Train
@@ -136,12 +138,26 @@ def test_panels_are_listed_by_epoch(panels, tmp_path):
     assert list_panels(tmp_path) == {}
 
 
+def test_a_run_may_have_more_panels_than_a_process_may_open_files(tmp_path):
+    (tmp_path / "probe").mkdir()
+    for epoch in range(1, 101):
+        panel_of_one_colour = Image.new("RGB", (16, 8), (97 * epoch % 256, 53 * epoch % 256, 0))
+        panel_of_one_colour.save(tmp_path / "probe" / f"epoch{epoch:04d}.png")
+    few = max(int(file.name) for file in Path("/dev/fd").iterdir()) + 20
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (few, before[1]))
+    try:
+        made = animate(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    with Image.open(made) as animation:
+        assert animation.n_frames == 100
+
+
 @pytest.mark.browser
-def test_tokens_are_seen_to_form(browser, job, models, tmp_path):
+def test_tokens_are_seen_to_form(browser, serving, job, models, tmp_path):
     running = job(2)
-    served = build_page(shelf := Shelf("own", device="cpu"), Train(shelf, running.folder.parent))
-    options = launch_options() | {"server_name": "127.0.0.1", "server_port": None, "quiet": True}
-    _, url, _ = served.launch(prevent_thread_lock=True, **options)
+    url = serving(build_page(shelf := Shelf("own", device="cpu"), Train(shelf, running.folder.parent)))
     page = browser.new_context(viewport={"width": 1280, "height": 900}, accept_downloads=True).new_page()
     faults = []
     page.on("pageerror", lambda error: faults.append(str(error)))
@@ -178,4 +194,3 @@ def test_tokens_are_seen_to_form(browser, job, models, tmp_path):
     page.locator(".vtx-panel").wait_for(state="hidden")
     assert faults == []
     page.context.close()
-    served.close(verbose=False)

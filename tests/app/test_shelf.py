@@ -26,6 +26,24 @@ def test_a_model_of_ones_own_comes_first_by_name_or_by_path(models, tmp_path):
     assert "tuesday/best" not in Shelf().names
 
 
+@pytest.mark.parametrize("path", ["tuesday", "tuesday/best.safetensors"])
+def test_a_path_means_the_same_in_every_folder(models, tmp_path, monkeypatch, path):
+    """A training job works in another one than the page was started in."""
+    (tmp_path / "tuesday").mkdir()
+    for suffix in (".safetensors", ".json"):
+        shutil.copy(models / f"own{suffix}", tmp_path / "tuesday" / f"best{suffix}")
+    monkeypatch.chdir(tmp_path)
+    shelf = Shelf(f"./{path}", device="cpu")
+    monkeypatch.chdir("/")
+    assert shelf.source("tuesday/best") == str(tmp_path / path)
+    assert shelf.get("tuesday/best").name == "own"
+
+
+@pytest.mark.parametrize("name", ["plain", "hf://owner/name"])
+def test_a_name_stays_one(models, name):
+    assert Shelf(name).source(name) == name
+
+
 def test_a_model_that_is_not_there_is_told_at_once(models):
     with pytest.raises(CheckpointError, match="no such file"):
         Shelf("./nowhere.safetensors")

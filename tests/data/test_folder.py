@@ -93,12 +93,25 @@ def test_a_folder_without_splits_is_split_by_its_seed(tree):
     train, val = (open_folder(root, split) for split in ("train", "val"))
     assert not set(train.paths) & set(val.paths)
     assert len(set(train.paths) | set(val.paths)) == 33
-    assert [val.targets.count(i) for i in range(3)] == [2, 1, 0]
+    assert [val.targets.count(i) for i in range(3)] == [2, 1, 1]
     assert open_folder(root, "val").paths == val.paths
     others = {open_folder(root, "val", seed=seed).paths for seed in range(5)}
     assert len(others) == 5
     with pytest.raises(DataError, match="has no split 'test'"):
         open_folder(root, "test")
+
+
+@pytest.mark.parametrize(("count", "kept"), [(1, 0), (2, 1), (5, 1), (15, 2)])
+def test_small_classes_are_validated_on_too(tree, count, kept):
+    root = tree({"a": count, "b": 20})
+    assert [open_folder(root, split).targets.count(0) for split in ("train", "val")] == [count - kept, kept]
+
+
+def test_classes_of_one_image_leave_none_to_validate_on(tree):
+    root = tree({"a": 1, "b": 1, "c": 0})
+    assert len(open_folder(root, "train")) == 2
+    with pytest.raises(DataError, match=r"has no class of two images or more, so that none is left for 'val'$"):
+        open_folder(root, "val")
 
 
 def test_take_and_limit(tree):

@@ -306,3 +306,11 @@ def test_kaggle_s_labels_and_images_must_meet(kaggle):
     (kaggle / "LOC_val_solution.csv").unlink()
     with pytest.raises(DataError, match="has no class folders"):
         open_folder(kaggle, "val")
+
+
+@pytest.mark.parametrize(("name", "split"), [("LOC_synset_mapping.txt", "train"), ("LOC_val_solution.csv", "val")])
+def test_kaggle_s_lists_in_another_encoding_are_one_line(kaggle, name, split):
+    (kaggle / name).write_bytes("a café\n".encode("latin-1"))
+    with pytest.raises(DataError, match=f"{name} is not UTF-8 text: .* byte 0xe9") as error:
+        open_folder(kaggle, split)
+    assert "\n" not in str(error.value)

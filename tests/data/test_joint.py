@@ -106,6 +106,8 @@ def test_a_file_that_cannot_be_read_is_left_out_up_to_a_bound(folder, caplog):
     many._left_out = set(range(100, 110))  # as many as are borne
     with pytest.raises(DataError, match=r"0\.png"):
         many[[Draw(0, 0, 32)]]
+    with pytest.raises(DataError, match=r"^\d+ samples one after the other cannot be read; last: .*png"):
+        many[[Draw(0, 1, 32)]]  # after the first epoch not for their number, but there is no other here
 
 
 def test_validation_batches_have_one_size_and_whole_labels(folder):

@@ -106,6 +106,17 @@ def test_process_r_of_n_takes_every_nth_micro_batch(world):
         assert len(part) == 6 // world
 
 
+@pytest.mark.parametrize("length", [3, 5, 16, 23, 24, 30, 33])
+def test_processes_and_accumulated_steps_see_the_same_micro_batches(length):
+    """Four of them are a step of the optimiser; whoever takes them, an epoch is as many whole steps."""
+    whole = epoch_of(plan(length, accumulate=4), 1)
+    assert len(whole) == len(plan(length, accumulate=4)) == 4 * max(1, length // 16)
+    for world, accumulate in ((2, 2), (4, 1)):
+        parts = [plan(length, rank=rank, world=world, accumulate=accumulate) for rank in range(world)]
+        assert [epoch_of(part, 1) for part in parts] == [whole[rank::world] for rank in range(world)]
+        assert {len(part) % accumulate for part in parts} == {0}
+
+
 def test_a_set_smaller_than_a_batch_is_one_batch_for_every_process():
     assert [len(batch) for batch in epoch_of(plan(3), 0)] == [3]
     for rank in range(2):

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from tests.pictures import png
 from vtviz.data.classes import COCO_PANOPTIC_STUFF, COCO_STUFF, LIP
 from vtviz.data.segmentation import IGNORE, open_segmentation, read_mask
 from vtviz.errors import DataError
@@ -174,8 +175,8 @@ def remove(folder, name):
     (folder / name).unlink()
 
 
-def write(folder, name, text):
-    (folder / name).write_text(text)
+def write(folder, name, text, encoding="utf-8"):
+    (folder / name).write_text(text, encoding)
 
 
 @pytest.mark.parametrize(
@@ -195,6 +196,7 @@ def write(folder, name, text):
         (lambda f: [p.unlink() for p in f.glob("train/*/*")], r"images is empty: no .bmp"),
         (lambda f: (f / "train").rename(f / "trian"), r"no split 'train'; did you mean 'trian'"),
         (lambda f: write(f, "classes.txt", "\n"), r"classes.txt is empty"),
+        (lambda f: write(f, "classes.txt", "Straße", "latin-1"), r"classes.txt is not UTF-8 text: .* byte 0xdf"),
         (lambda f: write(f, "classes.txt", "road\nroad\n"), r"classes.txt must name 1 to 255 different classes"),
     ],
 )
@@ -231,15 +233,7 @@ def test_a_mask_holds_indices_not_colours(tmp_path, mode):
 
 
 def test_four_bit_grey_is_not_spread(tmp_path):
-    import struct
-    import zlib
-
-    def chunk(kind, data):
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = struct.pack(">IIBBBBB", 4, 1, 4, 0, 0, 0, 0)  # 4 x 1 pixels of 4-bit grey
-    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\x00\x03\x9f")) + chunk(b"IEND", b"")
-    (tmp_path / "m.png").write_bytes(b"\x89PNG\r\n\x1a\n" + body)
+    (tmp_path / "m.png").write_bytes(png(4, 1, 4, 0, b"\x00\x03\x9f"))
     assert read_mask(tmp_path / "m.png").tolist() == [[0, 3, 9, 15]]
 
 

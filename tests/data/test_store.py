@@ -87,6 +87,23 @@ def test_a_set_that_is_read_later_goes_on_to_the_next_image(files, caplog):
     assert str(files[2]) in caplog.text
 
 
+def test_after_the_first_epoch_only_a_set_that_is_gone_ends_a_run(files, tmp_path):
+    bad = [tmp_path / f"bad{i}.png" for i in range(18)]
+    for path in bad:
+        path.write_bytes(b"\x89PNG\r\n\x1a\n")
+    store = PixelStore([*bad[:8], files[0], *bad[8:16], files[1], *bad[16:]], memory=0)
+    assert [store.read_near(index, bounded=False)[0] for index in (0, 9, 18)] == [8, 17, 8]
+    assert len(store.skipped) == 18
+    with pytest.raises(DataError, match="18 of 20 images cannot be read"):
+        store.read_near(0)
+    files[0].unlink()
+    with pytest.raises(DataError, match=r"11 images one after the other cannot be read; last: .*a\.png"):
+        store.read_near(18, bounded=False)
+    files[1].unlink()
+    with pytest.raises(DataError, match="3 images one after the other"):
+        PixelStore(bad[:3], memory=-1).read_near(1, bounded=False)
+
+
 def test_too_many_bad_files_are_an_error(files, tmp_path):
     bad = [tmp_path / f"bad{i}.png" for i in range(11)]
     for path in bad:

@@ -1,23 +1,27 @@
 """Jobs are real processes here; those that train do so on 24 pictures of 32 pixels, for seconds."""
 
+import errno
 import json
 import os
 import signal
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict
 
 import pytest
+from PIL import Image
 
 from vtviz import checkpoints
-from vtviz.data.folder import open_folder
-from vtviz.errors import ConfigError, DataError, TrainingError
+from vtviz.errors import ConfigError, TrainingError
+from vtviz.train import jobs as module
 from vtviz.train.callbacks import read_metrics
-from vtviz.train.jobs import CANCEL, LOG, REQUEST, STATUS, VANISHED, Jobs, birth
+from vtviz.train.jobs import CANCEL, REQUEST, STATUS, VANISHED, Jobs, birth
 from vtviz.train.recipes import RECIPES, recipe_from_dict
-from vtviz.train.watch import count_cost, estimate_seconds, mean_side, read_log, read_progress
+from vtviz.train.watch import count_cost, estimate_seconds, read_log, read_progress
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 QUICK = RECIPES["small"]
@@ -159,6 +163,16 @@ def test_told_twice_a_job_ends_at_once(jobs, training):
     assert (state(jobs, "stuck"), jobs.get("stuck").error) == ("cancelled", "")
 
 
+def test_a_cancel_that_comes_before_a_job_can_hear_it_is_not_lost(jobs, occupied, training):
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as in what a shell starts with "&"
+    try:
+        jobs.start("early", training(data="/nowhere"))
+    finally:
+        signal.signal(signal.SIGINT, before)
+    jobs.cancel("early")
+    wait_until(lambda: state(jobs, "early") == "cancelled", 30)
+
+
 def test_an_interrupt_that_is_swallowed_comes_again_until_the_run_is_ending():
     code = """
 import os, signal, time
@@ -230,6 +244,48 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path, training):
         Jobs(tmp_path / "file").start("a", training())
 
 
+@pytest.mark.parametrize("place", ["mkdir", "log", "request"])
+def test_a_full_disk_is_one_line_and_leaves_no_run_and_no_process(jobs, occupied, training, monkeypatch, place):
+    def full(*_arguments, **_options):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    processes = []
+
+    class Process(subprocess.Popen):
+        def __init__(self, *arguments, **options):
+            super().__init__(*arguments, **options)
+            processes.append(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(subprocess, "Popen", full if place == "log" else Process)
+        if place == "request":
+            patch.setattr(module, "write", full)
+        if place == "mkdir":
+            patch.setattr(module.Path, "mkdir", lambda self, **options: None if options else full())
+        with pytest.raises(TrainingError, match=r"^cannot start a: No space left on device$"):
+            jobs.start("a", training())
+    assert [process.wait(10) for process in processes] == [-signal.SIGKILL] * (place == "request")
+    assert not (jobs.root / "a").exists()
+    assert jobs.start("a", training(data="/nowhere")).state == "queued"
+
+
+def test_a_relative_folder_of_checkpoints_is_the_same_one_in_a_job(jobs, monkeypatch, tmp_path):
+    folders = ("models", str(tmp_path), "~/mine", "")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("VTVIZ_CHECKPOINTS", os.pathsep.join(folders))
+    started = []
+
+    def start(*_command, env, **_options):
+        started.append(env)
+        raise OSError(errno.ENOENT, "not now")
+
+    monkeypatch.setattr(subprocess, "Popen", start)
+    with pytest.raises(TrainingError, match="not now"):
+        jobs.start("a", {})
+    expected = [str(tmp_path / "models"), str(tmp_path), "~/mine"]
+    assert started[0]["VTVIZ_CHECKPOINTS"].split(os.pathsep) == expected
+
+
 def test_a_waiting_job_is_light():
     code = "import sys, vtviz.train.jobs; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
@@ -253,6 +309,8 @@ def test_train_cancel_resume_delete(jobs, training):
     kept = len(read_metrics(long.folder))
     _, card = checkpoints.load(long.folder)
     assert card.name == "long"
+    with Image.open(long.folder / "probe" / "tokens.webp") as film:
+        assert film.n_frames == kept
 
     # shorten what is left: the request is the job's own to change
     file = long.folder / REQUEST
@@ -290,52 +348,22 @@ def test_a_trial_tells_the_time(jobs, training, balls):
     assert jobs.all() == []
 
 
+def test_a_job_that_is_started_during_a_trial_goes_before(jobs, training, balls, monkeypatch, tmp_path):
+    trial = training(epochs=6)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+    def start() -> None:
+        wait_until(lambda: any(tmp_path.glob("vtviz-trial-*/trial")))
+        jobs.start("real", training(epochs=1))
+
+    starting = threading.Thread(target=start)
+    starting.start()
+    with pytest.raises(ConfigError, match="real is at work, and a trial beside it would measure both"):
+        estimate_seconds(jobs, trial, count_cost(balls, recipe_from_dict(trial["recipe"])))
+    starting.join()
+    wait_until(lambda: state(jobs, "real") == "done")
+
+
 def test_no_trial_beside_a_job(jobs, occupied, training, balls):
     with pytest.raises(ConfigError, match="occupied is at work"):
         estimate_seconds(jobs, training(), count_cost(balls, QUICK))
-
-
-# --- what is told
-
-
-@pytest.mark.parametrize(("sizes", "side"), [("64", 64), ("64@0.5,128", 96), ("224", 224), ("32-64", 48)])
-def test_the_trial_s_side_has_the_mean_area(sizes, side):
-    got = mean_side(replace(QUICK, sizes=sizes, epochs=10))
-    assert got % 16 == 0
-    assert abs(got - side) <= 16
-
-
-def test_the_cost_counts_what_training_reads(balls, tmp_path):
-    cost = count_cost(balls, replace(QUICK, epochs=3, batch_size=100))
-    assert cost.train == len(open_folder(balls, "train"))
-    assert cost.steps == 3
-    with pytest.raises(DataError, match="has no class folders"):
-        count_cost(tmp_path, QUICK)
-
-
-def test_a_log_is_read_without_bars_repeated_and_without_tracebacks(tmp_path):
-    bar = "Epoch {}:  50%|█████     | 2/4 [00:01<00:01,  2.0it/s, loss={}, left=1 day, 0:00:09]"
-    (tmp_path / LOG).write_text(
-        "left out: a.png\n"
-        + "\r".join(("decoding train", "  ", bar.format(0, 0.75), bar.format(0, "nan")))
-        + "\nValidation: 0/?\x1b[A\n\x1b[A\r"
-        + bar.format(1, 0.5).replace("2/4", "0/4")
-        + "\n"
-        + bar.format(1, 0.5)
-        + '\nTraceback (most recent call last):\n  File "x.py", line 1, in f\nValueError: secret\nerror: bad\n'
-    )
-    assert read_log(tmp_path) == ["left out: a.png", bar.format(0, "nan"), bar.format(1, 0.5), "error: bad"]
-    assert read_log(tmp_path, 1) == ["error: bad"]
-    progress = read_progress(tmp_path)
-    assert progress.epochs == 1.5
-    assert progress.left == "1 day, 0:00:09"
-    assert [x for x, _ in progress.losses] == [0.5, 1.5]
-    assert progress.losses[1][1] == 0.5
-    (tmp_path / LOG).write_text((tmp_path / LOG).read_text() + "\n" + bar.format(0, 0.25))  # done again
-    assert read_progress(tmp_path).losses == ((0.5, 0.25),)
-
-
-def test_nothing_to_tell_is_nothing(tmp_path):
-    progress = read_progress(tmp_path)
-    assert (progress.epochs, progress.left, progress.losses, progress.rows) == (0.0, "", (), ())
-    assert read_log(tmp_path) == []

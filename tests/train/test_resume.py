@@ -65,14 +65,15 @@ def test_a_run_killed_before_its_first_epoch_ends_starts_again(tiny_job):
     assert len(read_metrics(train(job, resume=True))) == 1
 
 
-def test_two_processes_do_what_one_does_that_accumulates(balls, tiny_job, tmp_path, quick):
+def test_two_processes_do_what_one_does_that_accumulates(make_folder, tiny_job, tmp_path, quick):
+    data = make_folder(train=10, val=4)  # 30 images: three steps of 8, and 6 that fill none
     # the running statistics of batch norm are each process's own, so validation is not compared
     recipe = {"ema": 0.0, "epochs": 2, "mixup": 0.2, "dropout": 0.1, "drop_path": 0.1}
-    one = train(tiny_job("one", micro_batch=4, recipe=recipe))
+    one = train(tiny_job("one", data=data, micro_batch=4, recipe=recipe))
     two = tmp_path / "two"
     finish(
         start(
-            "--data", balls, "--out", two, *quick, *NOISE, "--epochs", 2, "--lr", 1e-3, "--devices", 2, "--set", "ema=0"
+            "--data", data, "--out", two, *quick, *NOISE, "--epochs", 2, "--lr", 1e-3, "--devices", 2, "--set", "ema=0"
         )
     )
     ours, theirs = (torch.load(run / STATE, weights_only=False)["state_dict"] for run in (two, one))

@@ -7,12 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from PIL import Image
 from safetensors.torch import load_file
 
 import vtviz
 from vtviz import checkpoints
 from vtviz.errors import CheckpointError, ConfigError, DataError, TrainingError
+from vtviz.train import run
 from vtviz.train.callbacks import read_metrics
 from vtviz.train.classifier import ClassifierTraining
 from vtviz.train.evaluation import evaluate_classifier
@@ -25,6 +27,7 @@ def test_a_run_folder_holds_the_run_and_is_a_model(trained, balls):
     names = {p.name for p in trained.iterdir()}
     assert names == {
         "run.json",
+        run.LOCK,
         "metrics.csv",
         "confusion.csv",
         "probe",
@@ -53,6 +56,34 @@ def test_a_run_folder_holds_the_run_and_is_a_model(trained, balls):
     assert predictor.card.tokens["block0"]["peak"] == pytest.approx(best["tokens/block0_peak"], rel=1e-4)
     maps = predictor.extract(balls / "val" / "red_ball" / "000.png")
     assert [layer.num_tokens for layer in maps.layers] == [4, 2]
+
+
+def test_no_two_processes_train_one_run(tiny_job, monkeypatch):
+    monkeypatch.setattr(run, "LOCK_SECONDS", 0.1)
+    folder = train(tiny_job(recipe={"epochs": 1}))
+    with FileLock(folder / run.LOCK), pytest.raises(TrainingError, match="another process trains this run"):
+        train(tiny_job(), resume=True)
+    assert read_job(folder).recipe.epochs == 1
+    assert len(read_metrics(folder)) == 1
+    train(tiny_job(), resume=True)
+    assert len(read_metrics(folder)) == 2
+
+
+def test_a_run_that_ended_while_it_was_waited_for_is_not_overwritten(tiny_job, monkeypatch):
+    folder = train(tiny_job(recipe={"epochs": 1}))
+    kept = (folder / STATE).rename(folder / "not yet")
+    before = kept.read_bytes()
+    acquire = FileLock.acquire
+
+    def wait(lock: FileLock, timeout: float) -> None:
+        (folder / "not yet").rename(folder / STATE)  # the other run writes it as it ends
+        acquire(lock, timeout=timeout)
+
+    monkeypatch.setattr(FileLock, "acquire", wait)
+    with pytest.raises(TrainingError, match="holds a run already"):
+        train(tiny_job(recipe={"epochs": 2}))
+    assert (folder / STATE).read_bytes() == before
+    assert read_job(folder).recipe.epochs == 1
 
 
 def test_evaluate_gives_what_the_card_says(trained, balls):
@@ -112,16 +143,17 @@ def test_a_set_smaller_than_one_batch_still_trains(tiny_job):
     assert (card.data["n_train"], card.data["n_val"]) == (5, 3)
 
 
-def test_gradients_accumulate_to_the_batch_size(tiny_job):
+def test_gradients_accumulate_to_the_batch_size(tiny_job, make_folder):
     assert tiny_job(micro_batch=2).micro_batches() == (2, 4)
     assert tiny_job(micro_batch=2, devices=2).micro_batches() == (2, 2)
     assert tiny_job(devices=4).micro_batches() == (2, 1)
     with pytest.raises(ConfigError, match=r"batch_size 8 is no multiple of 1 device\(s\) x 3 images"):
         train(tiny_job(micro_batch=3))
-    # a step of 8 images whichever way, so as many learning rates
-    whole = read_metrics(train(tiny_job("a", recipe={"epochs": 1})))
-    parts = read_metrics(train(tiny_job("b", recipe={"epochs": 1}, micro_batch=2)))
-    assert whole[0]["lr"] == parts[0]["lr"]
+    # a step of 8 images whichever way, so as many steps, and none of the last three images
+    data = make_folder(train=9, val=4)
+    for name, micro in (("whole", None), ("parts", 2)):
+        run = train(tiny_job(name, data=data, recipe={"epochs": 1}, micro_batch=micro))
+        assert torch.load(run / STATE, weights_only=False)["global_step"] == 3
 
 
 def test_frozen_stages_stay_as_they_are(tiny_job, trained):
@@ -216,7 +248,7 @@ def test_unreadable_files_are_named_and_left_out(tiny_job, make_folder):
 def test_a_set_too_large_for_memory_is_decoded_as_it_is_needed(tiny_job, make_folder, monkeypatch):
     monkeypatch.setattr("vtviz.train.setup.MEMORY", -1)
     data = make_folder(train=8, val=4)
-    bad = sorted((data / "train").rglob("*.png"))[:12]
+    bad = sorted((data / "train").rglob("*.png"))[::2]
     bad[0].write_bytes(b"nothing")
     run = train(tiny_job(data=data, recipe={"epochs": 1}, workers=1))
     assert len(read_metrics(run)) == 1
@@ -225,6 +257,8 @@ def test_a_set_too_large_for_memory_is_decoded_as_it_is_needed(tiny_job, make_fo
     with pytest.raises(DataError, match="11 of 24 images cannot be read; first: ") as caught:
         train(tiny_job("other", data=data, recipe={"epochs": 1}, workers=1))
     assert "\n" not in str(caught.value)  # though a data-loading process told its whole story
+    more = replace(tiny_job(data=data, workers=1), recipe=replace(tiny_job().recipe, epochs=2))
+    assert len(read_metrics(train(more, resume=True))) == 2  # what was lost since the first epoch ends no run
 
 
 def test_layer_wise_rates(tiny_job, tiny_model):
@@ -303,7 +337,7 @@ def test_pixels_on_the_device(tiny_job):
 
 @pytest.mark.slow
 def test_a_compiled_model_trains_and_loads(tiny_job):
-    run = train(tiny_job(compile=True, recipe={"epochs": 1, "sizes": "48"}))
+    run = train(tiny_job(compile=True, recipe={"epochs": 1, "sizes": "32-64"}))
     assert vtviz.load_model(run).card.epochs == 1
 
 

@@ -176,6 +176,7 @@ def test_a_mirrored_view_has_its_left_and_right_classes_changed_back(segmenter):
     assert summed.tolist() == [[1, 1, 1, 0, 0, 0]] * 4  # seen mirrored, the bright half is the right one
 
 
+@pytest.mark.slow
 def test_a_run_that_broke_off_ends_with_the_same_weights(discs, tmp_path, monkeypatch):
     """It breaks off in the middle of its second epoch, and is resumed at that epoch's start."""
     recipe = {"jitter": 0.4, "class_balance": 0.5}

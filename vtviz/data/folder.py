@@ -14,7 +14,7 @@ from vtviz.errors import DataError, did_you_mean
 from vtviz.suffixes import IMAGE_SUFFIXES
 
 VAL_FRACTION = 0.1
-"""Share of each class that becomes "val" where a folder has no splits of its own."""
+"""Share of each class that becomes "val" where a folder has no splits of its own; at least one image of two or more."""
 
 
 @dataclass(frozen=True)
@@ -150,6 +150,8 @@ def open_folder(
         chosen = files if own_split else _seeded_part(files, split, seed)
         paths += chosen
         targets += [index] * len(chosen)
+    if not paths and any(groups.values()):
+        raise DataError(f"{top} has no class of two images or more, so that none is left for {split!r}")
     if not paths:
         raise DataError(f"{top} has {len(groups)} class folders but no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
     return ImageList(tuple(paths), tuple(targets), classes)
@@ -168,5 +170,6 @@ def _split_folders(base: Path) -> list[str]:
 def _seeded_part(files: list[Path], split: str, seed: int) -> list[Path]:
     """One side of a split of a class's files that depends on the seed and the number of files alone."""
     order = np.random.default_rng(seed).permutation(len(files))
-    val = set(order[: round(len(files) * VAL_FRACTION)].tolist())
+    share = max(round(len(files) * VAL_FRACTION), 1 if len(files) > 1 else 0)
+    val = set(order[:share].tolist())
     return [f for i, f in enumerate(files) if (i in val) == (split == "val")]

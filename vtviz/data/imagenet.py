@@ -31,6 +31,7 @@ from typing import IO
 
 from tqdm import tqdm
 
+from vtviz.data.text import read_text
 from vtviz.errors import DataError, VtvizError
 from vtviz.files import write
 
@@ -82,11 +83,15 @@ def check_unpacked(folder: Path, split: str) -> None:
 
 
 def read_names(lists: Path) -> dict[str, str] | None:
-    """WNID -> the first of its synonyms; None where there is no list of them."""
+    """WNID -> the first of its synonyms; None where there is no list of them.
+
+    Raises:
+        DataError: where the list is no text.
+    """
     file = lists / NAMES
     if not file.is_file():
         return None
-    lines = [line.partition(" ") for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    lines = [line.partition(" ") for line in read_text(file).splitlines() if line.strip()]
     return {wnid: words.split(",")[0].strip() for wnid, _, words in lines}
 
 
@@ -94,14 +99,13 @@ def group_flat(lists: Path, files: Sequence[Path]) -> dict[str, list[Path]]:
     """The images of Kaggle's flat val by WNID; nothing where there is no list of their labels.
 
     Raises:
-        DataError: for an image without a label, and for a label without its image.
+        DataError: for an image without a label, a label without its image, and a list that is no text.
     """
     if not (lists / LABELS).is_file():
         return {}
-    with (lists / LABELS).open(newline="", encoding="utf-8") as handle:
-        rows = csv.reader(handle)
-        next(rows, None)
-        labels = {row[0]: row[1].split()[0] for row in rows if len(row) > 1 and row[1].strip()}
+    rows = csv.reader(read_text(lists / LABELS).splitlines())
+    next(rows, None)
+    labels = {row[0]: row[1].split()[0] for row in rows if len(row) > 1 and row[1].strip()}
     groups: dict[str, list[Path]] = {}
     for file in files:
         if file.stem not in labels:

@@ -107,31 +107,36 @@ class SegmentationTrainingSet(Dataset):
         """The samples of ``draws``.
 
         Raises:
-            DataError: where more than 1 % of the files (and more than 10) cannot be read.
+            DataError: in the first epoch, where more than 1 % of the files (and more than 10) cannot be read; later
+                ones only where so many cannot be read one after the other.
         """
         with torch.random.fork_rng(devices=[]):
             samples = [self._augmented(draw) for draw in draws]
         return torch.stack([image for image, _ in samples]), torch.stack([labels for _, labels in samples]).long()
 
     def _augmented(self, draw: Draw) -> tuple[Tensor, Tensor]:
-        image, labels = self._read_near(draw.image)
+        image, labels = self._read_near(draw.image, bounded=draw.epoch == 0)
         torch.default_generator.manual_seed(mix_seed(self.seed, draw.epoch, draw.image))  # of the CPU alone: cheap
         pair = tv_tensors.Image(image), tv_tensors.Mask(labels.to(torch.uint8))
         image, labels = self._rest(*self._crop(draw.size)(*pair))
         return image.as_subclass(Tensor), labels.as_subclass(Tensor)
 
-    def _read_near(self, index: int) -> tuple[Tensor, Tensor]:
+    def _read_near(self, index: int, *, bounded: bool) -> tuple[Tensor, Tensor]:
         """Image and labels, or the next ones that can be read; each that cannot is logged once."""
-        while True:
+        limit = max(10, len(self) // 100)
+        tries = min(len(self), limit + 1)
+        for place in range(index, index + tries):
+            position = place % len(self)
             try:
-                return self.data[index]
+                return self.data[position]
             except DataError as error:
-                if index not in self._left_out:
-                    self._left_out.add(index)
+                last = error
+                if position not in self._left_out:
+                    self._left_out.add(position)
                     _LOG.warning("left out: %s", error)
-                if len(self._left_out) > max(10, len(self) // 100):
+                if bounded and len(self._left_out) > limit:
                     raise
-                index = (index + 1) % len(self)
+        raise DataError(f"{tries} samples one after the other cannot be read; last: {last}")
 
 
 class SegmentationEvaluationSet(Dataset):

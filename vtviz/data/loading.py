@@ -69,8 +69,8 @@ class BatchPlan(Sampler[list[Draw]]):
     """Batches of :class:`Draw`: each epoch a permutation, each batch one size, all drawn from (seed, epoch).
 
     The stream of micro-batches is the same for any number of processes: process r of n takes every n-th one, so
-    that n processes see what one process with n accumulation steps sees. The last, smaller batch is dropped unless it
-    is the only one.
+    that n processes see what one process with n accumulation steps sees. Images that do not fill an optimiser's step
+    are left for another epoch, unless they are all there are.
     """
 
     def __init__(
@@ -83,11 +83,13 @@ class BatchPlan(Sampler[list[Draw]]):
         seed: int,
         rank: int = 0,
         world: int = 1,
+        accumulate: int = 1,
     ) -> None:
+        """``accumulate``: micro-batches of ``batch_size`` images that a process takes for a step of the optimiser."""
         if length < 1 or batch_size < 1:
             raise ConfigError(f"need at least one image and a batch of one, got {length} images, batch {batch_size}")
         self.length, self.batch_size, self.sizes = length, batch_size, tuple(sizes)
-        self.epochs, self.seed, self.rank, self.world = epochs, seed, rank, world
+        self.epochs, self.seed, self.rank, self.world, self.accumulate = epochs, seed, rank, world, accumulate
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -95,7 +97,8 @@ class BatchPlan(Sampler[list[Draw]]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return max(1, self.length // (self.batch_size * self.world))
+        # whole steps: Lightning would take a last step of fewer micro-batches, and still divide it by all of them
+        return self.accumulate * max(1, self.length // (self.batch_size * self.world * self.accumulate))
 
     def sides(self, epoch: int) -> SizeStep:
         """The size range of an epoch."""
@@ -109,7 +112,7 @@ class BatchPlan(Sampler[list[Draw]]):
         choices = range(step.low, step.high + 1, SIZE_STEP)
         sides = rng.choice(np.array(choices), size=len(self) * self.world)
         for number in range(self.rank, len(self) * self.world, self.world):
-            # a set smaller than the batches of all processes is gone round again
+            # a set smaller than a step's micro-batches is gone round again
             start = number * self.batch_size
             picked = order[start : start + self.batch_size]
             if len(picked) == 0:
@@ -159,7 +162,8 @@ class TrainingSet(Dataset):
         """The images of ``draws``, cropped and augmented as (seed, epoch, image) decide.
 
         Raises:
-            DataError: where more files than the store's bound cannot be read.
+            DataError: in the first epoch, where more files than the store's bound cannot be read. Later ones only
+                where nothing can be read any more: a run does not end at its 37th epoch for a file of the first.
         """
         with torch.random.fork_rng(devices=[]):
             samples = [self._augmented(draw) for draw in draws]
@@ -168,7 +172,7 @@ class TrainingSet(Dataset):
     def _augmented(self, draw: Draw) -> tuple[Tensor, int]:
         if draw.size not in self._transforms:
             self._transforms[draw.size] = training_transform(draw.size, self.augment, self.crop_scale)
-        index, pixels = self.store.read_near(draw.image)
+        index, pixels = self.store.read_near(draw.image, bounded=draw.epoch == 0)
         torch.default_generator.manual_seed(mix_seed(self.seed, draw.epoch, draw.image))  # of the CPU alone: cheap
         return self._transforms[draw.size](pixels), self.targets[index]
 

@@ -40,6 +40,7 @@ from vtviz.data.classes import (
     match_classes,
     mirror_pairs,
 )
+from vtviz.data.text import read_text
 from vtviz.errors import DataError, ImageError, did_you_mean
 from vtviz.suffixes import IMAGE_SUFFIXES
 
@@ -352,7 +353,7 @@ def _unnest(folder: Path) -> Path:
 def _read_lines(path: Path) -> tuple[str, ...]:
     if not path.is_file():
         raise DataError(f"no list at {path}")
-    lines = tuple(line.strip() for line in path.read_text(encoding="utf-8").rstrip().splitlines())
+    lines = tuple(line.strip() for line in read_text(path).rstrip().splitlines())
     if not lines:
         raise DataError(f"{path} is empty")
     return lines

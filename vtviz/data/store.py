@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import multiprocessing
 import os
 import sys
@@ -41,7 +42,7 @@ class PixelStore:
         paths: Sequence[Path],
         *,
         short_side: int | None = None,
-        memory: float = 12 * 2**30,
+        memory: float = math.inf,
         check: bool = False,
         workers: int | None = None,
         progress: Callable[[int, int], None] | None = None,
@@ -67,9 +68,8 @@ class PixelStore:
         self.kept: list[int] = list(range(len(self.paths)))
         self.skipped: list[str] = []
         self.limit = int(max(10, MAX_BAD_SHARE * len(self.paths)))
-        self._pixels: np.ndarray | None = None
+        self._images: list[np.ndarray] | None = None
         self._shapes: np.ndarray | None = None
-        self._offsets = np.zeros(1, np.int64)
         fits = self._estimate() <= memory
         if fits or check:
             self._decode(workers or os.cpu_count() or 1, progress, keep=fits)
@@ -77,7 +77,12 @@ class PixelStore:
     @property
     def in_memory(self) -> bool:
         """Whether all pixels were decoded ahead."""
-        return self._pixels is not None
+        return self._images is not None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the pixels in memory."""
+        return sum(image.nbytes for image in self._images or ())
 
     def __len__(self) -> int:
         return len(self.kept)
@@ -88,29 +93,32 @@ class PixelStore:
         Raises:
             ImageError: for a file that cannot be read, where the pixels were not decoded ahead.
         """
-        if self._pixels is None or self._shapes is None:
+        if self._images is None:
             return _to_chw(_read(self.paths[index], self.short_side))
-        height, width = self._shapes[index]
-        flat = self._pixels[self._offsets[index] : self._offsets[index + 1]]
-        return _to_chw(flat.reshape(height, width, 3).copy())
+        return _to_chw(self._images[index].copy())
 
-    def read_near(self, index: int) -> tuple[int, Tensor]:
+    def read_near(self, index: int, *, bounded: bool = True) -> tuple[int, Tensor]:
         """Image ``index``, or the first one after it that can be read: its position and pixels.
 
-        Each file that cannot be read is logged once and added to ``skipped``.
+        Each file that cannot be read is logged once and added to ``skipped``, of this process: of several that load
+        data, each counts for itself.
 
         Raises:
-            DataError: where there are too many of them.
+            DataError: where there are too many of them: in all if ``bounded``, else one after the other.
         """
-        while True:
+        tries = min(len(self), self.limit + 1)
+        for position in range(index, index + tries):
+            place = position % len(self)
             try:
-                return index, self[index]
+                return place, self[place]
             except ImageError as error:
-                line = f"{self.paths[index]}: {error}"
+                line = f"{self.paths[place]}: {error}"
                 if line not in self.skipped:
                     _LOG.warning("left out: %s", line)
-                    self._skip([line])
-                index = (index + 1) % len(self)
+                    self.skipped.append(line)
+                if bounded:
+                    self._check_skipped()
+        raise DataError(f"{tries} images one after the other cannot be read; last: {line}")
 
     def shape(self, index: int) -> tuple[int, int]:
         """(H, W) of image ``index``."""
@@ -142,17 +150,16 @@ class PixelStore:
                         decoded.append(result.image)
                 if progress is not None:
                     progress(min((number + 1) * CHUNK, len(self.paths)), len(self.paths))
-        self._skip(problems)
+        self.skipped += problems
+        self._check_skipped()
         if not shapes:
             raise DataError(f"none of {len(self.paths)} images can be read; first: {problems[0]}")
         self.paths = [self.paths[i] for i in self.kept]
         self._shapes = np.array(shapes, np.int64)
         if keep:
-            self._offsets = np.concatenate([[0], np.cumsum([image.size for image in decoded])]).astype(np.int64)
-            self._pixels = np.concatenate([image.reshape(-1) for image in decoded])
+            self._images = decoded  # as they are: one array of them all would take as much again while it is made
 
-    def _skip(self, problems: Sequence[str]) -> None:
-        self.skipped += problems
+    def _check_skipped(self) -> None:
         if len(self.skipped) > self.limit:
             raise DataError(f"{len(self.skipped)} of {len(self.paths)} images cannot be read; first: {self.skipped[0]}")
 

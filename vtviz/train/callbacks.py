@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -118,6 +119,11 @@ class RunFolder(Callback):
         """Make the probe's panels into an animation."""
         if trainer.is_global_zero:
             animate(self.folder)
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:  # noqa: ARG002
+        """Do the same for a run that is cancelled or fails: what it learned until then is worth seeing too."""
+        with suppress(OSError):  # what ended the run is what is told
+            self.on_fit_end(trainer, pl_module)
 
     def _append(self, row: Mapping[str, float]) -> None:
         """Add a row to the metrics; rows of epochs that a resumed run does again are replaced."""

@@ -112,8 +112,8 @@ def measure_peak(device: torch.device, dtype: torch.dtype) -> float:
             _wait(device)
             took = time.perf_counter() - began
             best = max(best, 2 * side**3 / took)
-            if time.perf_counter() + 8 * took > end:  # what the next size would take
-                return best
+        if time.perf_counter() + 8 * 4 * took > end:  # what the next size would take
+            break
     return best
 
 

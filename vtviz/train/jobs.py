@@ -127,7 +127,13 @@ class Jobs:
                 folder.mkdir()
             except FileExistsError:
                 raise ConfigError(f"{self.root.name} holds {name!r} already; choose another name") from None
-            return self._launch(folder, {**training, "out": str(folder)})
+            except OSError as error:
+                raise TrainingError(f"cannot start {name}: {error.strerror or error}") from None
+            try:
+                return self._launch(folder, {**training, "out": str(folder)})
+            except TrainingError:
+                shutil.rmtree(folder, ignore_errors=True)  # it is no job, but would hold the name
+                raise
 
     def resume(self, name: str) -> Job:
         """Queue a job that failed or was cancelled again; it goes on from its last whole epoch.
@@ -200,10 +206,11 @@ class Jobs:
 
     def _launch(self, folder: Path, training: dict[str, Any]) -> Job:
         """Start the process and write down which it is; it cannot look before the lock is free."""
-        for name in (STATUS, CANCEL):
-            (folder / name).unlink(missing_ok=True)
         command = [sys.executable, "-m", "vtviz.train.jobs", str(folder)]
+        process = None
         try:
+            for name in (STATUS, CANCEL):
+                (folder / name).unlink(missing_ok=True)
             with (folder / LOG).open("ab") as log:
                 process = subprocess.Popen(  # noqa: S603
                     command,
@@ -212,19 +219,30 @@ class Jobs:
                     stdout=log,
                     stderr=log,
                     start_new_session=True,
-                    env={**({} if GPU.exists() else MALLOC), "OMP_WAIT_POLICY": "PASSIVE", **os.environ},
+                    env=_environment(),
                 )
+            number = 1 + max((job.number for job in self.all()), default=0)
+            request = {"number": number, "pid": process.pid, "born": birth(process.pid), "training": training}
+            _write_json(folder / REQUEST, request)
         except OSError as error:
+            if process is not None:
+                os.killpg(process.pid, signal.SIGKILL)  # nobody could find it
+                process.wait()
             raise TrainingError(f"cannot start {folder.name}: {error.strerror or error}") from None
-        number = 1 + max((job.number for job in self.all()), default=0)
-        request = {"number": number, "pid": process.pid, "born": birth(process.pid), "training": training}
-        _write_json(folder / REQUEST, request)
         _CHILDREN[:] = [child for child in _CHILDREN if child.poll() is None] + [process]
         return _read_job(folder)
 
 
 _CHILDREN: list[subprocess.Popen] = []
 """Processes started by this one that have not been waited for: dropped earlier, they would be warned about."""
+
+
+def _environment() -> dict[str, str]:
+    """A job's: this process's, where a relative folder of checkpoints still means the same in another folder."""
+    found = {**({} if GPU.exists() else MALLOC), "OMP_WAIT_POLICY": "PASSIVE", **os.environ}
+    folders = [path for path in found.get("VTVIZ_CHECKPOINTS", "").split(os.pathsep) if path]
+    absolute = [path if path.startswith("~") else str(Path(path).absolute()) for path in folders]
+    return {**found, "VTVIZ_CHECKPOINTS": os.pathsep.join(absolute)}
 
 
 def birth(pid: int) -> str:
@@ -301,9 +319,12 @@ def _stop(number: int, frame: FrameType | None) -> None:
 
 
 def _wait_for_turn(job: Job) -> None:
+    """Return when the job may train. Raises KeyboardInterrupt where it was told to stop before it could hear that."""
     jobs = Jobs(job.folder.parent)
     while True:
         with jobs._locked():  # noqa: SLF001 - so that no two find themselves first
+            if (job.folder / CANCEL).is_file():
+                raise KeyboardInterrupt
             others = [other for other in jobs.all() if other.active and other.name != job.name]
             if all(other.state == "queued" and other.number > job.number for other in others):
                 _write_json(job.folder / STATUS, {"state": "running", "started": time.time()})

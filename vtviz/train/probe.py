@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from vtviz import render
+from vtviz import token_grid
 from vtviz.files import replacing
 from vtviz.predictor import Predictor
 from vtviz.tokens import TokenMaps
@@ -49,7 +49,7 @@ def write_probe(run: Path, predictor: Predictor, image: np.ndarray, epoch: int) 
     arrays: dict[str, Any] = {layer.name: layer.times_uniform().astype(np.float16) for layer in maps.layers}
     with replacing(folder / f"epoch{epoch:04d}.npz") as file:
         np.savez_compressed(file, **arrays)
-    _write_image(folder / f"epoch{epoch:04d}.png", render.grid(maps, cell=CELL, scale=SCALE))
+    _write_image(folder / f"epoch{epoch:04d}.png", token_grid.grid(maps, cell=CELL, scale=SCALE))
 
 
 def list_panels(run: str | Path) -> dict[int, Path]:
@@ -64,7 +64,7 @@ def animate(run: str | Path) -> Path | None:
         The WebP file ``run/probe/tokens.webp``; None where the run has no panels.
     """
     folder = Path(run) / PROBE
-    frames = [Image.open(file) for file in list_panels(run).values()]
+    frames = [_read_image(file) for file in list_panels(run).values()]
     if not frames:
         return None
     each = round(1000 * min(0.5, max(0.05, SECONDS / len(frames))))
@@ -74,6 +74,11 @@ def animate(run: str | Path) -> Path | None:
             file, "webp", save_all=True, append_images=frames[1:], duration=durations, loop=0, quality=80, method=2
         )
     return folder / ANIMATION
+
+
+def _read_image(path: Path) -> Image.Image:
+    with Image.open(path) as image:  # closed at once: a run may have more panels than a process may open files
+        return image.copy()
 
 
 def _write_image(path: Path, image: np.ndarray) -> None:

@@ -27,13 +27,12 @@ class Progress(TQDMProgressBar):
             :mod:`vtviz.train.flops`.
     """
 
-    def __init__(self, batch_size: int) -> None:
-        """``batch_size``: images a micro-batch, over all processes."""
+    def __init__(self) -> None:
         super().__init__(refresh_rate=10)
-        self.batch_size = batch_size
         self.images_per_s = self.wait = self.mfu = 0.0
         self._step: StepFlops | None = None
         self._peak = self._computed = 0.0
+        self._batch = self._images = 0
         self._began = self._waiting_since = self._waited = 0.0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -53,6 +52,7 @@ class Progress(TQDMProgressBar):
         super().on_train_epoch_start(trainer, *arguments)
         self._began = self._waiting_since = time.perf_counter()
         self._waited = self._computed = 0.0
+        self._images = 0
 
     def on_train_batch_start(self, *arguments: Any) -> None:
         """Data have come."""
@@ -65,11 +65,14 @@ class Progress(TQDMProgressBar):
         """Count, and wait for the next data."""
         self._waiting_since = time.perf_counter()
         passed = max(1e-9, self._waiting_since - self._began)
-        self.images_per_s = (batch_idx + 1) * self.batch_size / passed
+        self._batch = len(batch[0]) * trainer.world_size  # the set may be smaller than what was asked for
+        self._images += self._batch
+        self.images_per_s = self._images / passed
         self.wait = self._waited / passed
         if self._step is not None:
             self._computed += self._step.of(batch[0].shape)
-            self.mfu = self._computed / passed / self._peak
+            share = self._computed / passed / self._peak
+            self.mfu = share if share <= 1 else 0.0  # a peak that training outruns was measured on a busy machine
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
@@ -81,7 +84,7 @@ class Progress(TQDMProgressBar):
             batches = epochs * int(trainer.num_training_batches) - (
                 trainer.fit_loop.epoch_loop.batch_progress.current.ready
             )
-            left = timedelta(seconds=round(max(0, batches) * self.batch_size / self.images_per_s))
+            left = timedelta(seconds=round(max(0, batches) * self._batch / self.images_per_s))
             metrics |= {"img/s": f"{self.images_per_s:.0f}", "wait": f"{self.wait:.0%}"}
             metrics |= {"MFU": f"{self.mfu:.0%}"} if self.mfu > 0 else {}
             metrics["left"] = str(left)

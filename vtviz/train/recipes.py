@@ -228,7 +228,9 @@ _PAPER = ClassificationRecipe(
     rmsprop_eps=0.001**0.5,
     weight_decay=1e-5,
     label_smoothing=0.1,  # Sec. 5.1 names it without a value: that of Szegedy et al. 2016, Sec. 7
-    crop_scale_min=0.08,  # random crops of 8 to 100 % of the area (Szegedy et al. 2015), torchvision's default
+    # random crops of 8 to 100 % of the area (Szegedy et al. 2015), torchvision's default; of photos that were shrunk to
+    # 256 pixels on the short side, so that a small crop is of fewer pixels than the file has
+    crop_scale_min=0.08,
     sizes="224",  # the input of Tables 1 and 3
     clip=0.0,  # no clipping is mentioned
     precision="bf16-mixed",  # ours; --set precision=32-true for float32

@@ -7,23 +7,30 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
 
 import lightning as L
 import torch
+from filelock import FileLock, Timeout
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from vtviz.data.loading import BatchPlan, parse_sizes
 from vtviz.errors import ConfigError, TrainingError, VtvizError
-from vtviz.train.callbacks import AtomicCheckpoints, Averaging, RunFolder
+from vtviz.train.callbacks import AtomicCheckpoints, Averaging, RunFolder, read_metrics
 from vtviz.train.evaluation import pick_device
 from vtviz.train.job import JOB, STATE, TrainingJob, write_job
 from vtviz.train.progress import Progress
 from vtviz.train.recipes import SegmentationRecipe
 from vtviz.train.setup_classifier import set_up_classifier
 from vtviz.train.setup_segmenter import set_up_segmenter
+
+MOST_SIZES = 64
+"""Of images, for which a compiled model has a graph each; beyond that it runs as it is."""
+LOCK = "run.lock"
+LOCK_SECONDS = 15.0
+"""For which a run's folder is waited for: the data-loading processes of a killed run take some seconds to see that."""
 
 
 def train(job: TrainingJob, *, resume: bool = False) -> Path:
@@ -37,9 +44,9 @@ def train(job: TrainingJob, *, resume: bool = False) -> Path:
     """
     out, recipe = Path(job.out), job.recipe
     state = out / STATE
-    if not resume and state.is_file():
-        raise TrainingError(f"{out} holds a run already; add --resume to go on with it, or choose another folder")
-    if resume and not (out / JOB).is_file():
+    if not resume:
+        _refuse_held(state)
+    elif not (out / JOB).is_file():
         raise TrainingError(f"nothing to resume: {out / JOB} does not exist")
     accelerator = _accelerator(job)
     micro, accumulate = job.micro_batches()
@@ -49,7 +56,7 @@ def train(job: TrainingJob, *, resume: bool = False) -> Path:
 
     task = set_up_segmenter(job) if isinstance(recipe, SegmentationRecipe) else set_up_classifier(job)
     task.module.to(memory_format=torch.channels_last)
-    progress = Progress(micro * job.devices * job.nodes)
+    progress = Progress()
     trainer = _trainer(job, accelerator, accumulate, RunFolder(out, task.card, progress, task.probe), progress)
     rank, world = trainer.global_rank, trainer.world_size
     plan = BatchPlan(
@@ -60,19 +67,46 @@ def train(job: TrainingJob, *, resume: bool = False) -> Path:
         seed=recipe.seed,
         rank=rank,
         world=world,
+        accumulate=accumulate,
     )
+    plan.set_epoch(len(read_metrics(out)))  # Lightning fetches a batch before it says which epoch comes
     workers = job.workers if job.workers is not None else _default_workers(accelerator)
     loaders = task.training(plan, accelerator, workers), task.validation(micro, workers, rank, world)
     if job.compile:
+        torch._dynamo.config.recompile_limit = MOST_SIZES  # noqa: SLF001 - it has no public name
         for part in task.heavy:
-            part.compile()
-    path = str(state) if resume and state.is_file() else None
-    with _one_line(out), redirect_stdout(sys.stderr):  # the bar
+            part.compile(dynamic=False)  # a graph for each size: Inductor fails on strided convolutions of any size
+    alone = _alone(out) if trainer.is_global_zero else nullcontext()
+    with _one_line(out), redirect_stdout(sys.stderr), alone:  # stdout: the bar
         if trainer.is_global_zero:
+            if not resume:  # once more: another process may have had the folder until now
+                _refuse_held(state)
             write_job(out, job, task.skipped)
+        path = str(state) if resume and state.is_file() else None
         # weights_only=False: this run's own state, optimiser and loops and not only tensors
         trainer.fit(task.module, *loaders, ckpt_path=path, weights_only=False if path else None)
     return out
+
+
+def _refuse_held(state: Path) -> None:
+    if state.is_file():
+        raise TrainingError(
+            f"{state.parent} holds a run already; add --resume to go on with it, or choose another folder"
+        )
+
+
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Nobody else trains in the run folder meanwhile; the system lets go of it when the process dies."""
+    lock = FileLock(out / LOCK)
+    try:
+        lock.acquire(timeout=LOCK_SECONDS)
+    except Timeout:
+        raise TrainingError(f"{out}: another process trains this run; wait for its end, or stop it") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @contextmanager

@@ -4,13 +4,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from vtviz.console import folder_name, named_path, output_file, reporting
+from vtviz.console import folder_name, named_path, output_file, print_json, reporting
 from vtviz.errors import ConfigError
 from vtviz.train.verbs import Device, restart_for_malloc
 
@@ -86,7 +85,10 @@ def evaluate(
                 raise ConfigError(f"--flip and --scales are for segmentation; {predictor.name} is a classifier")
             shared |= {"crop": crop, "batch_size": batch_size or 64, "workers": workers, "progress": report}
             result = evaluate_classifier(predictor, data, **shared)
-    typer.echo(json.dumps(result.to_dict(), indent=1, ensure_ascii=False) if as_json else result.table())
+    if as_json:
+        print_json(result.to_dict())
+    else:
+        typer.echo(result.table())
 
 
 def publish(
@@ -132,4 +134,4 @@ def publish(
         card = publish_segmenter(run, out, data, **said)
     else:
         card = publish_classifier(run, out, data, sizes=pixels, also=also or (), masks=masks, **said)
-    typer.echo(json.dumps({"accuracy": card.accuracy, "tokens": card.tokens}, indent=1))
+    print_json({"accuracy": card.accuracy, "tokens": card.tokens})

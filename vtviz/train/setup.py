@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,7 +26,7 @@ from vtviz.train.module import Training
 from vtviz.train.recipes import RECIPES, Recipe, SegmentationRecipe
 
 MEMORY = 12 * 2**30
-"""Bytes of decoded images that a machine keeps, shared among its processes."""
+"""Bytes of decoded images that a machine keeps at most, shared among its processes."""
 LAST_LAYER = {"classification": "fc.", "segmentation": "head.predictor."}
 """Task -> what the names of its last layer's weights begin with."""
 
@@ -53,6 +54,15 @@ class Setup:
     probe: np.ndarray
     skipped: list[str]
     heavy: list[nn.Module]
+
+
+def image_memory(devices: int) -> float:
+    """Bytes of decoded images that each of a machine's processes may keep: of half of its memory, its part.
+
+    Not of the memory that is free: what is kept must not differ between the processes of a run, or when it is resumed.
+    """
+    half = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2 if hasattr(os, "sysconf") else MEMORY
+    return min(MEMORY, half) / devices
 
 
 def task_of(job: TrainingJob) -> str:

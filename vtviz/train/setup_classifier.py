@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import replace
 from typing import Any, cast
@@ -13,7 +14,7 @@ from tqdm import tqdm
 
 from vtviz.data.device import DeviceLoader
 from vtviz.data.folder import ImageList, open_folder, read_class_names
-from vtviz.data.loading import BatchPlan, EvaluationSet, TrainingSet, evaluation_loader, training_loader
+from vtviz.data.loading import BatchPlan, EvaluationSet, TrainingSet, evaluation_loader, parse_sizes, training_loader
 from vtviz.data.store import PixelStore
 from vtviz.errors import ConfigError
 from vtviz.models.vt_resnet import VTResNet
@@ -25,7 +26,7 @@ from vtviz.train.recipes import ClassificationRecipe
 from vtviz.train.teachers import load_teacher
 
 SHORT_SIDE = 256
-"""Decoded images are kept at no more than this: training crops have at most 224 pixels."""
+"""Decoded images are kept with a short side of this, the usual one for crops of 224 pixels; of more for larger ones."""
 
 
 def set_up_classifier(job: TrainingJob) -> setup.Setup:
@@ -44,8 +45,9 @@ def set_up_classifier(job: TrainingJob) -> setup.Setup:
     setup.check_resumable(job, train.classes.ids)
     name, model = setup.make_model(job, train.classes)
     teacher = None if job.teacher is None else load_teacher(job.teacher, train.classes)
-    memory = setup.MEMORY / job.devices
-    train_store, val_store = _decode(train, "train", memory), _decode(val, "val", memory, check=True)
+    memory = setup.image_memory(job.devices)
+    train_store = _decode(train, "train", recipe, memory)
+    val_store = _decode(val, "val", recipe, memory - train_store.nbytes, check=True)
     card = setup.make_card(job, name, model, train.classes, len(train_store), len(val_store))
     predictor = Predictor(model, classes=train.classes.names, preprocessing=card.preprocessing)
 
@@ -76,12 +78,20 @@ def set_up_classifier(job: TrainingJob) -> setup.Setup:
     )
 
 
-def _decode(images: ImageList, what: str, memory: float, *, check: bool = False) -> PixelStore:
+def short_side(recipe: ClassificationRecipe) -> int:
+    """Pixels that an image's short side keeps: as many more than the largest crop as 256 are than 224."""
+    largest = max(recipe.eval_size, *(step.high for step in parse_sizes(recipe.sizes)))
+    return max(SHORT_SIDE, math.ceil(largest * 256 / 224))
+
+
+def _decode(
+    images: ImageList, what: str, recipe: ClassificationRecipe, memory: float, *, check: bool = False
+) -> PixelStore:
     quiet = getattr(rank_zero_only, "rank", 0) != 0
     with tqdm(total=len(images), desc=f"decoding {what}", unit="img", leave=False, disable=quiet) as bar:
         return PixelStore(
             images.paths,
-            short_side=SHORT_SIDE,
+            short_side=short_side(recipe),
             memory=memory,
             check=check,
             progress=lambda done, _: bar.update(done - bar.n),

@@ -46,9 +46,8 @@ def set_up_segmenter(job: TrainingJob) -> setup.Setup:
     classes = ClassList(train.classes, train.classes)
     setup.check_resumable(job, classes.ids)
     name, model = setup.make_model(job, classes)
-    memory = setup.MEMORY / job.devices
-    _decode(train, "train", memory)
-    _decode(val, "val", memory)
+    memory = setup.image_memory(job.devices)
+    _decode(val, "val", memory - _decode(train, "train", memory))
     card = setup.make_card(job, name, model, classes, len(train), len(val))
     groups = {k: list(v) for k, v in find_groups(job.groups).items()} if job.groups else None
     predictor = Predictor(model, classes=classes.names, preprocessing=card.preprocessing)
@@ -77,13 +76,14 @@ def set_up_segmenter(job: TrainingJob) -> setup.Setup:
     )
 
 
-def _decode(data: SegmentationDataset, what: str, memory: float) -> None:
-    """Keep the split's pixels, where they fit; what is wrong with a file is found here then."""
-    if data.estimate_bytes() > memory:
-        return
+def _decode(data: SegmentationDataset, what: str, memory: float) -> float:
+    """Keep the split's pixels, where they fit, and say how many bytes they take; a wrong file is found here then."""
+    if (size := data.estimate_bytes()) > memory:
+        return 0.0
     quiet = getattr(rank_zero_only, "rank", 0) != 0
     with tqdm(total=len(data), desc=f"decoding {what}", unit="img", leave=False, disable=quiet) as bar:
         data.preload(lambda done, _: bar.update(done - bar.n))
+    return size
 
 
 def _count_pixels(data: SegmentationDataset, seed: int) -> torch.Tensor:

@@ -7,13 +7,14 @@ import re
 import tempfile
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vtviz.data.folder import open_folder
 from vtviz.data.loading import SIZE_STEP, BatchPlan, parse_sizes
-from vtviz.errors import ConfigError, TrainingError
+from vtviz.errors import ConfigError, TrainingError, VtvizError
 from vtviz.train.jobs import LOG, Jobs
 from vtviz.train.recipes import Recipe, recipe_from_dict
 
@@ -25,7 +26,7 @@ LOG_BYTES = 2**20
 """How much of a log's end is read."""
 _BAR = re.compile(r"Epoch (\d+)[^:]*:\s+\d+%\|[^|]*\|\s*(\d+)/(\d+) \[([^\]\r\n]*)")
 _ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
-_LOSS = re.compile(r"\bloss=([-+.\deE]+|nan|inf)")
+_LOSS = re.compile(r"\bloss=(nan|-?inf|[-+.\deE]+)")
 _LEFT = re.compile(r"\bleft=((?:\d+ days?, )?[\d:]+)")
 
 
@@ -57,7 +58,8 @@ def read_progress(folder: Path) -> Progress:
         if int(step) and (found := _LOSS.search(text)):  # at step 0 the bar still shows the last epoch's
             while losses and losses[-1][0] >= epochs:  # a resumed run does an epoch again
                 losses.pop()
-            losses.append((epochs, float(found[1])))
+            with suppress(ValueError):  # a number that is half written
+                losses.append((epochs, float(found[1])))
     return Progress(epochs, left, tuple(losses), tuple(_read_metrics(folder / METRICS)))
 
 
@@ -142,23 +144,30 @@ def estimate_seconds(jobs: Jobs, training: Mapping[str, Any], cost: Cost) -> flo
         Seconds.
 
     Raises:
-        ConfigError: where a job is at work.
+        ConfigError: where a job is at work, or is started meanwhile.
         TrainingError: where the trial fails, with its reason.
     """
-    if running := [job.name for job in jobs.all() if job.active]:
-        raise ConfigError(f"{running[0]} is at work, and a trial beside it would measure both; try when it has ended")
+    _refuse_company(jobs)
     recipe = recipe_from_dict(training["recipe"])
     train = min(cost.train, recipe.batch_size * TRIAL_STEPS // 2)
     val = min(cost.val, 2 * recipe.batch_size)
     short = {**training["recipe"], "epochs": 2, "sizes": str(mean_side(recipe))}
     with tempfile.TemporaryDirectory(prefix="vtviz-trial-", ignore_cleanup_errors=True) as folder:
-        rate, epoch = _measure(Jobs(folder), {**training, "recipe": short, "limit": train, "val_limit": val})
+        rate, epoch = _measure(Jobs(folder), {**training, "recipe": short, "limit": train, "val_limit": val}, jobs)
     rest = max(0.0, epoch - train / rate)  # validating, and writing the checkpoint
     return recipe.epochs * (cost.train / rate + rest * cost.val / val)
 
 
-def _measure(trials: Jobs, training: Mapping[str, Any]) -> tuple[float, float]:
-    """Images a second in the second of two epochs, and how long that took with everything, in seconds."""
+def _refuse_company(jobs: Jobs) -> None:
+    if running := [job.name for job in jobs.all() if job.active]:
+        raise ConfigError(f"{running[0]} is at work, and a trial beside it would measure both; try when it has ended")
+
+
+def _measure(trials: Jobs, training: Mapping[str, Any], jobs: Jobs) -> tuple[float, float]:
+    """Images a second in the second of two epochs, and how long that took with everything, in seconds.
+
+    A job that is started meanwhile goes before: the trial ends.
+    """
     job = trials.start("trial", training)
     deadline = time.monotonic() + TRIAL_SECONDS
     ends: list[float] = []
@@ -166,10 +175,14 @@ def _measure(trials: Jobs, training: Mapping[str, Any]) -> tuple[float, float]:
     while job.active:
         rows = _read_metrics(job.folder / METRICS)
         ends += [time.monotonic()] * (len(rows) - len(ends))
-        if time.monotonic() > deadline:
+        try:
+            _refuse_company(jobs)
+            if time.monotonic() > deadline:
+                raise TrainingError(f"{TRIAL_STEPS} steps took more than {TRIAL_SECONDS // 60} minutes; choose less")
+        except VtvizError:
             trials.cancel(job.name)
             trials.cancel(job.name)
-            raise TrainingError(f"{TRIAL_STEPS} steps took more than {TRIAL_SECONDS // 60} minutes; choose less")
+            raise
         time.sleep(0.1)
         job = trials.get(job.name)
     if job.state != "done" or len(ends) < 2:
