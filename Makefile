@@ -32,9 +32,10 @@ figures: .venv/ready  ## draw the pictures of the README and of docs/ anew
 	$(BIN)/python examples/figure6.py --tokens 0,1,2,9,10,11,12,13 --out docs/figure6.png
 	$(BIN)/python examples/figure4.py --out docs/figure4.png
 
-tables: .venv/ready  ## write the README's table of models and that of the ablations anew
+tables: .venv/ready  ## write the tables of the README, the ablations and faithfulness anew
 	$(BIN)/python docs/models.py
 	$(BIN)/python docs/ablations.py
+	$(BIN)/python docs/faithfulness.py
 
 licences: .venv/ready  ## list the licences of what requirements.txt brings anew
 	$(BIN)/python docs/licences.py

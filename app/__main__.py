@@ -14,7 +14,7 @@ import typer
 
 from app.armour import is_loopback
 from vtviz.console import complain, named_path, output_folder
-from vtviz.errors import VtvizError, did_you_mean
+from vtviz.errors import DataError, VtvizError, did_you_mean
 
 
 class Parser(argparse.ArgumentParser):
@@ -96,13 +96,13 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--mcp",
         action="store_true",
-        help="also serve the endpoints as MCP tools (needs gradio[mcp])",
+        help="also serve the endpoints as MCP tools, to this machine only (needs gradio[mcp])",
     )
     return parser
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Serve the page until interrupted; 2 and one line on a wrong option."""
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """The options, with ``reachable``: whether other machines reach the page. Ends the program on a wrong one."""
     parser = make_parser()
     options, unknown = parser.parse_known_args(arguments)
     if unknown:
@@ -110,42 +110,67 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"there is no option {unknown[0][:80]!r}{did_you_mean(unknown[0], known)}")
     try:
         socket.getaddrinfo(options.host, options.port)
-    except OSError as error:
-        parser.error(f"argument --host: {options.host!r} is no address of this machine ({error.strerror})")
-    user, _, password = (options.auth or "").partition(":")
-    if options.auth is not None and not (user and password):
-        parser.error("--auth must be USER:PASSWORD")
-    reachable = options.public or options.share or not is_loopback(options.host)
-    if reachable and not (options.public or options.auth):
+    except (OSError, UnicodeError) as error:  # the latter for what cannot be a name, such as a..b
+        reason = error.strerror if isinstance(error, OSError) else "it is no host's name"
+        parser.error(f"argument --host: {options.host[:80]!r} is no address of this machine ({reason})")
+    if options.auth is not None:
+        user, _, password = options.auth.partition(":")
+        if not (user and password):
+            parser.error("--auth must be USER:PASSWORD")
+        options.auth = user, password
+    options.reachable = options.public or options.share or not is_loopback(options.host)
+    if options.reachable and not (options.public or options.auth):
         where = "--share" if options.share else f"--host {options.host}"
         parser.error(f"{where} lets other machines reach the page: add --auth USER:PASSWORD, or --public for everybody")
+    if options.mcp and (options.reachable or options.auth):  # Gradio asks for no password there
+        parser.error("--mcp serves programs on this machine, without a password: leave out --auth, --public, --share")
     if options.mcp and importlib.util.find_spec("mcp") is None:
         parser.error("--mcp needs a package more: pip install 'gradio[mcp]'")
+    return options
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Serve the page until interrupted; 2 and one line on a wrong option."""
+    options = parse(arguments)
+    # Gradio asks itself for the page before it says where it is: that is nothing for a proxy
+    for name in ("no_proxy", "NO_PROXY"):
+        os.environ[name] = ",".join(filter(None, (os.environ.get(name), "localhost", "127.0.0.1", options.host)))
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: idle threads must not starve the server
     from app.datasets import DataRoot  # noqa: PLC0415
     from app.page import PATIENCE, build_page, launch_options  # noqa: PLC0415
     from app.shelf import Shelf  # noqa: PLC0415
     from app.train import Train  # noqa: PLC0415
 
-    allowed = options.allow_training or not reachable
+    allowed = options.allow_training or not options.reachable
     try:
-        shelf = Shelf(options.model, options.device, engine=options.engine, dtype=options.dtype)
-        data = DataRoot(options.data_root) if options.data_root is not None else None
-        train = Train(shelf, options.runs, data, allowed=allowed)
-        page = build_page(shelf, train, data if allowed else None, seconds=PATIENCE if reachable else None)
+        try:
+            shelf = Shelf(options.model, options.device, engine=options.engine, dtype=options.dtype)
+            data = DataRoot(options.data_root) if options.data_root is not None else None
+            train = Train(shelf, options.runs, data, allowed=allowed)
+            page = build_page(shelf, train, data if allowed else None, seconds=PATIENCE if options.reachable else None)
+        except OSError as error:  # of a file, and not of the port
+            raise DataError(f"{error.filename or 'a file'}: {error.strerror or error}") from None
         page.launch(
             server_name=options.host,
             server_port=options.port,
             share=options.share,
-            auth=(user, password) if options.auth else None,
+            auth=options.auth,
             mcp_server=options.mcp,
-            **launch_options(reachable=reachable),
+            **launch_options(reachable=options.reachable),
         )
     except VtvizError as error:
         complain(str(error))
         return 2
     except OSError:  # Gradio's own text names its own options
         complain(f"cannot listen on {options.host}:{options.port}; try another --port")
+        return 2
+    except ValueError as error:  # Gradio asks itself for the page first, and is told so in a text about its own options
+        if "localhost" not in str(error):
+            raise
+        complain(
+            f"the page does not answer on {options.host}:{options.port}; where a proxy is set, leave this machine out"
+            " of it: NO_PROXY=localhost,127.0.0.1"
+        )
         return 2
     return 0
 

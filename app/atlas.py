@@ -295,6 +295,7 @@ class AtlasTab:
         view.pick(self.open_token, [state], [view, note], **quiet, **shared)
         if controls:
             *form, go, cancel, self.file, bar = controls
+            go.click(self.stops.expect, None, None, queue=False, **quiet)
             go.click(
                 self.run,
                 [model, *form],

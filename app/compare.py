@@ -71,7 +71,7 @@ class CompareTab:
         """
         name, _, epoch = str(who).partition(EPOCH)
         if epoch:
-            if not epoch.isdecimal() or int(epoch) not in self._epochs(name):
+            if epoch not in map(str, self._epochs(name)):
                 raise ConfigError(f"there are no token maps of {str(who)[:80]!r}")
             return Looked(side_of_epoch(self.shelf.source(name), int(epoch)), [], trained=True)
         predictor = self.shelf.get(name)

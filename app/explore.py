@@ -43,7 +43,7 @@ class Explore:
     def __init__(self, shelf: Shelf, seconds: float | None = None) -> None:
         self.shelf = shelf
         self.analyses = Analyses(shelf, seconds)
-        self._example = lru_cache(maxsize=16)(self._encode)
+        self._examples = lru_cache(maxsize=16)(lambda shown, _version: self._encode(shown))
 
     def first(self) -> tuple[dict[str, Any] | None, str]:
         """What a visitor sees before doing anything: the first example explained by the first model."""
@@ -171,6 +171,10 @@ class Explore:
             return (self._encode if shown.uploaded or shown.mask else self._example)(shown), shown, ""
         except VtvizError as error:
             return gr.skip(), gr.skip(), message(str(error))
+
+    def _example(self, shown: Shown) -> dict[str, Any]:
+        """Computed once for each model, and anew where a model's weights are no longer those."""
+        return self._examples(shown, self.shelf.version(shown.model))
 
     def _encode(self, shown: Shown) -> dict[str, Any]:
         predictor, crop, photo = self.shelf.get(shown.model), crop_of(shown), open_photo(shown)

@@ -68,7 +68,7 @@ def build_page(
                 train.build(training, explore.model, [exploring, comparing, looking, filming, reading])
         explore.welcome(page)
         for stops in (endpoints.stops, atlas.stops, video.stops):
-            page.unload(stops.cancel)
+            page.unload(stops.leave)
     return page.queue(max_size=WAITING, api_open=False)  # nobody passes by the queue
 
 

@@ -50,7 +50,7 @@ from vtviz.explain.lineage import lineage
 from vtviz.explain.token_classes import segmentation_scores, token_classes
 from vtviz.geometry import Geometry
 from vtviz.segmentation import UNSEEN, Segmentation
-from vtviz.statistics import LayerStatistics, map_statistics
+from vtviz.statistics import LayerStatistics, stack_statistics
 from vtviz.tokens import LayerMaps, Prediction, TokenMaps
 
 PHOTO_SIDE = 1280
@@ -207,7 +207,7 @@ def _encode_png(picture: Image.Image) -> str:
 
 
 def _encode_layer(layer: LayerMaps) -> dict[str, Any]:
-    statistics = [layer.statistics(), *(map_statistics(maps) for maps in layer.coefficients)]
+    statistics = stack_statistics(np.concatenate((layer.of_head(None)[None], layer.coefficients)))
     return {
         "name": layer.name,
         "stride": layer.stride,

@@ -82,8 +82,10 @@ def describe_job(job: Job | None, progress: Progress, jobs: Sequence[Job]) -> st
         facts.append(f"{sum(other.active and other.number < job.number for other in jobs)} before it")
     elif job.started:
         facts.append(f"epoch {min(int(done) + 1, recipe['epochs'])} of {recipe['epochs']}" if job.active else "")
-        took = say_seconds((job.ended or time.time()) - job.started)
-        facts.append(f"{took} so far" if job.active else f"took {took}")
+        if job.active:
+            facts.append(f"{say_seconds(time.time() - job.started)} so far")
+        elif job.ended:  # of one that was killed nobody knows
+            facts.append(f"took {say_seconds(job.ended - job.started)}")
     if job.state == "running" and (left := _seconds(progress.left)) is not None:
         facts.append(f"about {say_seconds(left)} left")
     if progress.rows:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import Event
@@ -12,6 +13,9 @@ from typing import Any
 import gradio as gr
 
 from vtviz.errors import VtvizError
+
+MOST_WAITING = 1000
+"""Sessions whose work is expected. The queue holds fewer: what is more are names that somebody made up."""
 
 
 class Cancelled(VtvizError):  # noqa: N818 - it is no error
@@ -34,15 +38,24 @@ def deadline(seconds: float | None) -> Callable[[], None]:
 
 
 class Stops:
-    """What to stop, by session: each has one piece of work at a time.
+    """What to stop, by session: each has one piece of work at a time, which waits its turn and then runs.
 
     Args:
-        seconds: that it may take; by default any time.
+        seconds: that it may take once it runs; by default any time.
     """
 
     def __init__(self, seconds: float | None = None) -> None:
         self.seconds = seconds
-        self._events: dict[str, Event] = {}
+        self._waiting: OrderedDict[str, Event] = OrderedDict()
+        self._running: dict[str, Event] = {}
+
+    def expect(self, request: gr.Request) -> None:
+        """The session has asked for work: from now on it can be cancelled, also before its turn comes."""
+        name = str(request.session_hash)
+        self._waiting.pop(name, None)  # or else it would stay as old as it was
+        self._waiting[name] = Event()
+        if len(self._waiting) > MOST_WAITING:
+            self._waiting.popitem(last=False)
 
     @contextmanager
     def watch(self, request: gr.Request, progress: Any, what: str) -> Iterator[Callable[[int, int], None]]:
@@ -52,24 +65,37 @@ class Stops:
             request: of the session.
             progress: Gradio's.
             what: is being done, for the progress bar.
+
+        Raises:
+            Cancelled: within, and at once where that came before the work's turn.
         """
-        name, stop = str(request.session_hash), Event()
-        self._events[name] = stop
+        name = str(request.session_hash)
+        self._running[name] = stop = self._waiting.pop(name, None) or Event()
         check = deadline(self.seconds)
+
+        def heed() -> None:
+            if stop.is_set():
+                raise Cancelled("Cancelled; nothing was kept.")
 
         def tell(done: int, total: int) -> None:
             check()
-            if stop.is_set():
-                raise Cancelled("Cancelled; nothing was kept.")
+            heed()
             progress((done, total), desc=what, unit="steps")
 
         try:
+            heed()
             yield tell
         finally:
-            if self._events.get(name) is stop:
-                del self._events[name]
+            if self._running.get(name) is stop:
+                del self._running[name]
 
     def cancel(self, request: gr.Request) -> None:
-        """Stop the session's work, if there is any, at its next step."""
-        if stop := self._events.get(str(request.session_hash)):
-            stop.set()
+        """Stop the session's work, if there is any: at its next step, or when its turn comes."""
+        for kind in (self._running, self._waiting):
+            if stop := kind.get(str(request.session_hash)):
+                stop.set()
+
+    def leave(self, request: gr.Request) -> None:
+        """The session is gone: stop what runs. What waited will not come, for Gradio takes it out of the queue."""
+        self.cancel(request)
+        self._waiting.pop(str(request.session_hash), None)

@@ -23,8 +23,23 @@ class NoUpload(gr.Error):
     """Raised for a file that was not uploaded to this page."""
 
 
+class Growing(set[str]):
+    """A set that may grow in another thread while it is looked through: what is new is not met then."""
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(frozenset(self))
+
+
 class UploadsOnly(gr.Blocks):
     """Blocks whose events take no file but an uploaded one; anything else is told so in one line."""
+
+    def __exit__(self, exc_type: type[BaseException] | None = None, *args: object) -> None:
+        """Gradio looks through these sets to delete old files, and never again after an upload meanwhile."""
+        super().__exit__(exc_type, *args)
+        self.upload_file_set = Growing(self.upload_file_set)
+        for block in self.blocks.values():
+            block.temp_files = Growing(block.temp_files)
+        self.temp_file_sets = [self.upload_file_set, *(block.temp_files for block in self.blocks.values())]
 
     def validate_inputs(self, block_fn: BlockFunction, inputs: list[Any]) -> None:
         """Called by Gradio before it does anything with what a browser sent."""
@@ -65,12 +80,12 @@ def is_upload(path: Any) -> bool:
 
 
 def _files(value: Any, expected: bool) -> Iterator[Any]:
-    """What in a JSON value is a file or stands in a file's place."""
+    """What in a JSON value is a file or stands in a file's place, also within another: Gradio looks there too."""
     if isinstance(value, list):
         for each in value:
             yield from _files(each, expected)
     elif value is not None and (expected or (isinstance(value, dict) and "path" in value)):
         yield value
-    elif isinstance(value, dict):
+    if isinstance(value, dict):
         for each in value.values():
-            yield from _files(each, expected)
+            yield from _files(each, False)

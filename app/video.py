@@ -199,8 +199,10 @@ class VideoTab:
         line: dict[str, Any] = {"concurrency_id": FILMS, "concurrency_limit": 1, "preprocess": False}
         tab.select(self.open, [model, layer], [model, layer], **quiet)
         model.change(self.layers, [model], [layer], **quiet)
-        for control in (files, every, frames):
-            control.change(self.measure, [files, every, frames], [told], trigger_mode="always_last", **quiet)
+        asked = [files, every, frames]
+        changes = [files.change, every.change, frames.change]  # one event: the last change has the last answer
+        gr.on(changes, self.measure, asked, [told], trigger_mode="always_last", **quiet)
+        go.click(self.stops.expect, None, None, queue=False, **quiet)
         made = go.click(
             self.run,
             form,

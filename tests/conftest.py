@@ -1,12 +1,24 @@
 """Photos and settings that several test modules share."""
 
+import atexit
 import copy
+import os
 import shutil
+import signal
+import tempfile
 import zlib
 from collections import Counter
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # one of several processes: its share of the cores, its own folder of uploads
+    share = max(1, (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"]))
+    os.environ.setdefault("OMP_NUM_THREADS", str(share))  # before PyTorch is imported, and for what tests start
+    os.environ["GRADIO_TEMP_DIR"] = uploads = tempfile.mkdtemp(prefix="vtviz-tests-")
+    atexit.register(shutil.rmtree, uploads, ignore_errors=True)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored otherwise, also by what tests start
 
 import numpy as np
 import pytest
@@ -15,6 +27,7 @@ import torch
 
 from vtviz import checkpoints
 from vtviz.card import Card
+from vtviz.cli import main
 from vtviz.models.registry import build_model, config_to_dict
 
 _TALLY: Counter[str] = Counter()
@@ -28,6 +41,17 @@ def tally() -> Callable[[str, int], None]:
         _TALLY[what] += count
 
     return add
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["tally"] = dict(_TALLY)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """A process of several has ended: its counts are added to the sums."""
+    _TALLY.update(getattr(node, "workeroutput", {}).get("tally", {}))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -139,3 +163,15 @@ def tiny_segmenter(tmp_path, monkeypatch, _saved_segmenter) -> Path:
     shutil.copytree(_saved_segmenter.parent, folder, dirs_exist_ok=True)
     monkeypatch.setenv("VTVIZ_CHECKPOINTS", str(folder))
     return folder / _saved_segmenter.name
+
+
+@pytest.fixture
+def run(capfd):
+    """Runs a command in this process: exit code, and what stdout and stderr got, of libraries too."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as stop:
+            main([str(argument) for argument in arguments])
+        return stop.value.code or 0, *capfd.readouterr()
+
+    return call

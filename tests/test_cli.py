@@ -1,5 +1,7 @@
+"""The verbs extract and segment, as a program and as it is used in a shell."""
+
+import io
 import json
-import re
 import signal
 import subprocess
 import sys
@@ -9,22 +11,7 @@ import pytest
 from PIL import Image
 
 import vtviz
-from vtviz.cli import main
 from vtviz.console import find_images
-from vtviz.models.complexity import profile_rows
-
-
-@pytest.fixture
-def run(capsys):
-    """Runs a command in this process: exit code, stdout, stderr."""
-
-    def call(*args):
-        with pytest.raises(SystemExit) as exit_:
-            main([str(a) for a in args])
-        out, err = capsys.readouterr()
-        return exit_.value.code or 0, out, err
-
-    return call
 
 
 @pytest.fixture
@@ -191,13 +178,48 @@ def test_find_images(photos, tmp_path, monkeypatch, capsys):
     Image.new("RGB", (4, 4)).save("odd[1].png")
     assert [p.name for p in find_images(["odd[1].png"])[0]] == ["odd[1].png"]  # a file, not a pattern
     (tmp_path / "empty").mkdir()
-    found, failures = find_images(["../empty", "no*.png", "x" * 5000])
+    found, failures = find_images(["../empty", "no*.png", "~nosuchuser/cat.jpg", "x" * 5000])
     assert found == []
-    assert [f["error"] for f in failures][:2] == [
+    assert [f["error"] for f in failures][:3] == [
         "../empty: no images in this folder",
         "no*.png: no file matches this pattern",
+        "~nosuchuser/cat.jpg: Could not determine home directory.",
     ]
-    assert len(capsys.readouterr().err.splitlines()) == 3
+    assert len(capsys.readouterr().err.splitlines()) == 4
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])
+def test_a_name_that_stdout_has_no_letters_for_is_printed_all_the_same(extract, photos, monkeypatch, encoding):
+    odd = (photos / "cat.png").rename(photos / "\N{CAT}caf\udce9.png")
+    for options, said in (((), f"{photos}/"), (("--json",), "[\n")):
+        stdout = io.TextIOWrapper(io.BytesIO(), encoding, errors="strict")
+        monkeypatch.setattr(sys, "stdout", stdout)
+        assert extract(odd, "--no-pictures", *options)[0] == 0
+        stdout.seek(0)
+        out = stdout.read()
+        assert out.startswith(said)
+    assert json.loads(out)[0]["image"] == str(odd)
+
+
+def test_module_runs_and_control_c_exits_130(photos, tiny_checkpoint, tmp_path):
+    for i in range(200):
+        (photos / f"cat{i}.png").write_bytes((photos / "cat.png").read_bytes())
+    command = [sys.executable, "-m", "vtviz", "extract", str(photos), "-m", "tiny", "-o", str(tmp_path / "out")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert " -> " in process.stdout.readline()
+        for _ in range(10):  # Python drops an interrupt that falls into a destructor: people press again
+            process.send_signal(signal.SIGINT)
+            try:
+                _, err = process.communicate(timeout=20)
+                break
+            except subprocess.TimeoutExpired:
+                continue
+    assert process.returncode == 130
+    assert "Traceback" not in err
+    done = list((tmp_path / "out").iterdir())
+    assert 0 < len(done) < 200
+    leftovers = [p for p in (tmp_path / "out").rglob("*") if p.name.startswith(".")]
+    assert leftovers == []
 
 
 # --- segment
@@ -260,7 +282,7 @@ def test_segment_never_writes_over_an_image_that_it_was_given(segment, photos, t
     photo.write_bytes((photos / "cat.png").read_bytes())
     code, out, err = segment(photos / "cup.JPG", photo)
     assert (code, out) == (2, "")
-    assert err == f"error: {photo} is one of the images and would be lost: choose another --out\n"
+    assert err == f"error: {photo} is one of the images and would be lost: choose another folder\n"
     assert photo.read_bytes() == (photos / "cat.png").read_bytes()
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["cat.png"]
 
@@ -299,135 +321,3 @@ def test_extract_takes_a_segmentation_model(run, tiny_segmenter, photos, tmp_pat
     assert [layer["name"] for layer in result["layers"]] == ["p2", "p3", "p4", "p5"]
     assert result["predictions"] is None
     assert len(list((tmp_path / "out" / "cat" / "overlays").iterdir())) == 32
-
-
-# --- models
-
-
-def test_models_lists_checkpoints(run, tiny_checkpoint, tiny_model, tiny_card):
-    from vtviz import checkpoints
-
-    model = tiny_model()
-    card = tiny_card(model, name="good", accuracy={"top1": 0.5, "n": 2}, data={"name": "two photos"})
-    checkpoints.save(tiny_checkpoint.with_name("good.safetensors"), model, card)
-    checkpoints.save(tiny_checkpoint.with_name("raw.safetensors"), model, tiny_card(model, name="raw", trained=False))
-    scored = tiny_card(model, name="parts", task="segmentation", accuracy={"miou": 0.625})
-    checkpoints.save(tiny_checkpoint.with_name("parts.safetensors"), model, scored)
-    code, out, err = run("models")
-    assert (code, err) == (0, "")
-    assert set(out.splitlines()) >= {
-        "good  vt_resnet18, 5 classes, top-1 50.0%",
-        "parts  vt_resnet18, 5 classes, mIoU 62.5%",
-        "raw  vt_resnet18, 5 classes, untrained",
-        "tiny  vt_resnet18, 5 classes, trained",
-    }
-    stated = {m["name"]: m for m in json.loads(run("models", "--json")[1])}
-    assert stated["good"]["top1"] == 0.5
-    assert stated["good"]["data"] == "two photos"
-    assert (stated["raw"]["trained"], stated["raw"]["top1"]) == (False, None)
-    assert (stated["parts"]["miou"], stated["good"]["miou"]) == (0.625, None)
-    assert stated["tiny"]["path"] == str(tiny_checkpoint)
-
-
-def test_a_damaged_card_does_not_hide_the_other_models(run, tiny_checkpoint):
-    tiny_checkpoint.with_name("bad.safetensors").write_bytes(b"")
-    tiny_checkpoint.with_name("bad.json").write_text("{")
-    code, out, err = run("models")
-    assert code == 2
-    assert "tiny  vt_resnet18" in out
-    assert "bad.json" in err
-    assert err.count("\n") == 1
-
-
-# --- profile
-
-
-def test_profile_json(run):
-    code, out, err = run("profile", "--table", "1", "--json")
-    assert (code, err) == (0, "")
-    rows = json.loads(out)
-    assert len(rows) == 8
-    for row in rows:
-        assert set(row) >= {"table", "row", "params_paper", "params", "macs_paper", "macs", "note"}
-        assert row["table"] == 1
-        assert row["params"] == pytest.approx(row["params_paper"], rel=1e-3)
-        assert row["macs"] == pytest.approx(row["macs_paper"], rel=1e-3)
-
-
-def test_profile_prints_paper_ours_and_difference(run, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "80")
-    code, out, _ = run("profile", "--table", "1")
-    assert code == 0
-    line = next(line for line in out.splitlines() if line.split()[:1] == ["VT-R-101"])
-    assert line.split() == ["VT-R-101", "40.33", "40.329", "+0.00", "7.127", "7.1246", "-0.03"]
-    assert all(row.row in out for row in profile_rows(1))
-    assert "4.84" in out
-
-
-def test_profile_of_a_table_that_is_not_covered(run):
-    code, out, err = run("profile", "--table", "9")
-    assert (code, out) == (2, "")
-    assert err.startswith("error: no table 9; choose from 1, 2, 3,")
-    assert err.count("\n") == 1
-
-
-# --- the program
-
-
-def test_help_names_every_verb_and_teaches(run):
-    code, out, _ = run("--help")
-    assert code == 0
-    assert all(verb in out for verb in ("extract", "segment", "models", "profile"))
-    assert vtviz.__version__ in run("--version")[1]
-    out = run("extract", "--help")[1]
-    assert "vtviz extract cat.jpg --out out" in out
-    assert "panel.png" in out
-    assert vtviz.predictor.DEFAULT_MODEL in out
-
-
-def test_segment_help_names_the_model_that_is_taken(run):
-    out = run("segment", "--help")[1]
-    assert vtviz.predictor.DEFAULT_SEGMENTER in out
-    assert "NAME_overlay.png" in out
-
-
-@pytest.mark.parametrize("args", [["exract"], ["extract"], ["extract", "a.jpg"], ["profile", "--table", "one"]])
-def test_usage_errors_exit_2(run, args):
-    code, out, err = run(*args)
-    assert (code, out) == (2, "")
-    assert re.fullmatch(r"error: [^\n]*; see vtviz [^\n]*--help\n", err)
-
-
-def test_help_imports_nothing_heavy():
-    code = """
-import sys
-from vtviz.cli import main
-try:
-    main(["extract", "--help"])
-except SystemExit as e:
-    assert not e.code
-heavy = {"torch", "numpy", "PIL", "cv2", "torchvision", "gradio", "lightning"} & set(sys.modules)
-assert not heavy, heavy
-"""
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
-
-
-def test_module_runs_and_control_c_exits_130(photos, tiny_checkpoint, tmp_path):
-    for i in range(200):
-        (photos / f"cat{i}.png").write_bytes((photos / "cat.png").read_bytes())
-    command = [sys.executable, "-m", "vtviz", "extract", str(photos), "-m", "tiny", "-o", str(tmp_path / "out")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        assert " -> " in process.stdout.readline()
-        for _ in range(10):  # Python drops an interrupt that falls into a destructor: people press again
-            process.send_signal(signal.SIGINT)
-            try:
-                _, err = process.communicate(timeout=20)
-                break
-            except subprocess.TimeoutExpired:
-                continue
-    assert process.returncode == 130
-    assert "Traceback" not in err
-    done = list((tmp_path / "out").iterdir())
-    assert 0 < len(done) < 200
-    leftovers = [p for p in (tmp_path / "out").rglob("*") if p.name.startswith(".")]
-    assert leftovers == []

@@ -26,6 +26,7 @@ SCRIPTS = (
     "examples/figure6.py",
     "examples/token_numbers.py",
     "docs/ablations.py",
+    "docs/faithfulness.py",
     "docs/models.py",
 )
 

@@ -6,8 +6,10 @@ from PIL import Image
 
 from vtviz import render
 from vtviz.errors import ConfigError, DataError
-from vtviz.export import name_results, write_extraction, write_segmentation
+from vtviz.export import name_results, segmentation_files, write_extraction, write_segmentation
+from vtviz.files import write
 from vtviz.predictor import Predictor
+from vtviz.token_grid import grid
 from vtviz.tokens import TokenMaps
 
 
@@ -49,7 +51,7 @@ def test_arrays_come_back_bit_for_bit(maps, tmp_path):
 )
 def test_pictures_are_those_that_render_draws(maps, tmp_path, options):
     written = write_extraction(maps, tmp_path, **options)
-    assert np.array_equal(read(written["panel.png"]), render.grid(maps, **options))
+    assert np.array_equal(read(written["panel.png"]), grid(maps, **options))
     assert np.array_equal(read(written[OVERLAYS[3]]), render.overlay(maps, 0, 3, **options))
     assert np.array_equal(read(written[OVERLAYS[-1]]), render.overlay(maps, 1, 1, **options))
     assert read(written[OVERLAYS[0]]).shape == (150, 200, 3)
@@ -122,6 +124,13 @@ def test_a_segmentation_is_three_files_beside_whatever_else_is_there(segmentatio
     assert json.loads(written["cat.json"].read_text()) == segmentation.to_dict()
 
 
+def test_a_long_name_leaves_room_for_the_endings_and_the_writers_own(segmentation, tmp_path):
+    names = name_results([f"{'猫' * 82}.png"] * 12, "_overlay")
+    for ending in segmentation_files(names[-1]):
+        write(tmp_path / ending, "")
+    assert set(write_segmentation(segmentation, tmp_path, names[-1])) == files(tmp_path)
+
+
 def test_a_segmentation_that_cannot_be_written_leaves_nothing(segmentation, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match=r"file: cannot write: ") as error:
@@ -140,6 +149,7 @@ def test_a_segmentation_that_cannot_be_written_leaves_nothing(segmentation, tmp_
         (["..jpg", ".hidden", "a:b*c?.png", "x\ny.png"], ["image", "hidden", "a_b_c_", "x_y"]),
         (["...", " .jpg", "trailing. .png"], ["image", "image-2", "trailing"]),
         ([f"{'long' * 60}.png"], ["long" * 25]),
+        ([f"{'猫' * 82}.png", f"é{'猫' * 82}.png"], ["猫" * 66, "é" + "猫" * 66]),
     ],
 )
 def test_names_are_safe_and_unique(sources, names):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vtviz import footage as footage_module
 from vtviz import images
 from vtviz.errors import ImageError
 from vtviz.footage import LIMITS, hushed, open_footage
@@ -44,6 +45,22 @@ def test_a_video_gives_its_frames_one_by_one(make_video, suffix):
         np.testing.assert_allclose(frame.image.mean(axis=(0, 1)), (120, 60, 20 + 20 * i), atol=6)  # RGB
     assert [frame.number for frame in footage.frames(every=4)] == [0, 4, 8]
     assert np.array_equal(next(footage.frames()).image, frames[0].image)  # from the start again
+
+
+def test_work_may_stop_while_frames_are_passed_over(make_video, monkeypatch):
+    monkeypatch.setattr(footage_module, "TICK", 2)
+    ticks = []
+
+    def stop() -> None:
+        ticks.append(len(ticks))
+        if len(ticks) == 3:
+            raise KeyboardInterrupt
+
+    frames = open_footage(make_video(next(iter(CODECS)))).frames(every=10**6, tick=stop)
+    assert next(frames).number == 0
+    with pytest.raises(KeyboardInterrupt):
+        next(frames)  # the video has nine, and none that is wanted
+    assert ticks == [0, 1, 2]
 
 
 def test_a_folder_gives_its_images_in_natural_order(tmp_path, chelsea, coffee):

@@ -20,6 +20,7 @@ import vtviz
 from docs import models as table
 from vtviz import checkpoints, cli
 from vtviz.card import Card
+from vtviz.models.complexity import count_complexity
 from vtviz.models.registry import build_model, config_to_dict
 from vtviz.predictor import DEFAULT_MODEL, DEFAULT_SEGMENTER
 
@@ -115,7 +116,15 @@ def test_the_table_has_the_figures_of_the_cards(tmp_path, tiny_model, tiny_card)
         model,
         name="second",
         data={"name": "flowers", "n_train": 12345},
-        accuracy={"top1": 0.7216, "n": 2000, "size": 224, "top1_by_size": {"224": 0.7216, "160": 0.7, "96": 0.5}},
+        recipe={"epochs": 2, "started_from": {"epochs": 43.0, "recipe": {"epochs": 64}}},
+        epochs=2.0,
+        accuracy={
+            "top1": 0.7216,
+            "n": 2000,
+            "size": 224,
+            "top1_by_size": {"224": 0.7216, "160": 0.7, "96": 0.5},
+            "also": {"roses": {"top1": 0.5, "n": 100}},
+        },
         tokens={
             "block0": {"peak": 9.95, "correlation": 0.193, "dead": 0},
             "block1": {"peak": 7.2, "correlation": 0.74, "dead": 0},
@@ -124,12 +133,22 @@ def test_the_table_has_the_figures_of_the_cards(tmp_path, tiny_model, tiny_card)
     )
     checkpoints.save(tmp_path / "second.safetensors", model, card)
     checkpoints.save(tmp_path / "first.safetensors", model, replace(tiny_card(model), trained=False))
-    *_, first, second = table.tables(tmp_path).splitlines()
-    assert first.startswith("| [tiny](checkpoints/first.json) (untrained) | ")
+    classifiers, tokens = table.tables(tmp_path).split("\n\n")
+    *_, first, second = classifiers.splitlines()
+    assert first.startswith("| [tiny](checkpoints/first.json) (untrained) | , 5 classes | ? |  | ")
+    assert first.endswith("|  |")  # no epochs
+    cost = count_complexity(model, (3, 224, 224))
     assert [cell.strip() for cell in second.strip("|").split("|")] == [
         "[second](checkpoints/second.json)",
         "flowers, 12,345 photos, 5 classes",
-        "72.2% of 2,000",
+        "72.2 ± 2.0% of 2,000",  # 1.96 sqrt(0.7216 0.2784 / 2000)
+        "roses 50.0 ± 9.8% of 100",
+        f"{cost.params / 1e6:.2f} M",
+        f"{cost.macs / 1e9:.3f} G",
+        "43 of 64, then 2",
+    ]
+    assert [cell.strip() for cell in tokens.splitlines()[-1].strip("|").split("|")] == [
+        "[second](checkpoints/second.json)",
         "96 px 50.0%, 160 px 70.0%",
         "9.9× / 7.2×",
         "0.19 / 0.74",

@@ -14,15 +14,12 @@ from vtviz.explain.query import query
 
 
 @pytest.fixture
-def run(capsys, tiny_checkpoint, photo):
+def run(run, tiny_checkpoint, photo):
     """Runs a verb on the photo with a small model: exit code, stdout, stderr."""
 
-    def call(verb, *options):
+    def call(verb, *options, photo=photo):
         model = () if "--model" in options else ("--model", "tiny")
-        with pytest.raises(SystemExit) as exit_:
-            main([verb, str(photo), *model, "--device", "cpu", "--size", "64", *map(str, options)])
-        out, err = capsys.readouterr()
-        return exit_.value.code or 0, out, err
+        return run(verb, photo, *model, "--device", "cpu", "--size", "64", *options)
 
     return call
 
@@ -37,6 +34,32 @@ def photo(tmp_path, chelsea):
 @pytest.fixture
 def maps(tiny_checkpoint, photo):
     return vtviz.extract_tokens(photo, "tiny", size=64, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("verb", "name"),
+    [
+        (("query", "--at", "3,3"), "query.png"),
+        (("lineage",), "lineage.png"),
+        (("attribute", "--method", "grad_cam"), "attributions.png"),
+        (("compare", "--model", "tiny", "--model", "tiny"), "compare_block0.png"),
+        (("extract",), "panel/panel.png"),
+        (("report",), "image/image.png"),
+    ],
+)
+def test_no_verb_writes_over_the_image_that_it_looks_at(run, photo, tmp_path, monkeypatch, verb, name):
+    mine = tmp_path / name
+    mine.parent.mkdir(exist_ok=True)
+    photo.replace(mine)
+    before = mine.read_bytes()
+    folder = tmp_path if verb[0] == "extract" else mine.parent
+    if verb[0] == "report":  # the only picture that a report removes is an earlier extraction's
+        (folder / "manifest.json").write_text('{"format": "vtviz token maps"}')
+    code, out, err = run(*verb, "--out", folder, photo=mine)
+    assert (code, out) == (2, "")
+    assert err == f"error: {mine} is one of the images and would be lost: choose another folder\n"
+    assert mine.read_bytes() == before
+    assert not [path.name for path in folder.iterdir() if path.name.startswith(".")]
 
 
 def test_lineage_says_who_comes_from_whom(run):
@@ -139,9 +162,48 @@ def test_report_takes_finished_analyses_in(run, tmp_path):
     assert '<h2>Query</h2><figure><img src="data:image/png' in page  # query.png lies beside query.json
 
 
+def test_report_refuses_what_was_found_of_another_photo_or_model(run, photo, tmp_path, chelsea, tiny_segmenter):
+    """Or else a page would show it as this photo's. Nothing is written, and what is right stays right."""
+    other = tmp_path / "other" / "cat.png"
+    other.parent.mkdir()
+    Image.fromarray(chelsea[100:220, 40:200]).save(other)  # of the same name and size
+    assert run("ablate", "--out", tmp_path, photo=other)[0] == 0
+    code, out, err = run("report", "--out", tmp_path / "out", "--add", tmp_path / "ablation.json")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith(f"error: {tmp_path}/ablation.json: its image is ")
+    assert f"{str(other)!r}, that of the report {str(photo)!r}" in err
+    assert run("ablate", "--out", tmp_path)[0] == 0
+    for options, said in (
+        (("--model", tiny_segmenter), "its model is 'tiny'"),
+        (("--size", "96"), "its input size is"),
+    ):
+        code, out, err = run("report", "--out", tmp_path / "out", "--add", tmp_path / "ablation.json", *options)
+        assert (code, out, err.count("\n")) == (2, "", 1)
+        assert said in err
+    path = tmp_path / "ablation.json"
+    data = json.loads(path.read_text())
+    path.write_text(json.dumps(data | {"weights": "0" * 64}))
+    assert "its weights are '0000" in run("report", "--out", tmp_path / "out", "--add", path)[2]
+    assert not (tmp_path / "out").exists()
+
+
+def test_report_says_where_a_file_does_not_tell_what_it_is_of(run, tmp_path):
+    assert run("lineage", "--out", tmp_path)[0] == 0
+    assert run("query", "--at", "9,9", "--out", tmp_path)[0] == 0
+    for name, silent in (("lineage", True), ("query", False)):
+        assert run("report", "--out", tmp_path / "out", "--add", tmp_path / f"{name}.json")[0] == 0
+        assert ("does not say of which photo" in (tmp_path / "out" / "report.html").read_text()) == silent
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(None, "cannot be read: No such file"), (b"{", "not a JSON object"), (b"[1]", "not a JSON")],
+    [
+        (None, "cannot be read: No such file"),
+        (b"{", "not a JSON object"),
+        (b"[1]", "not a JSON"),
+        (b"[" * 100_000, "not a JSON"),
+    ],
+    ids=["none", "half", "list", "deep"],
 )
 def test_an_analysis_that_is_none_is_one_line(run, tmp_path, content, message):
     path = tmp_path / "finding.json"
@@ -151,6 +213,12 @@ def test_an_analysis_that_is_none_is_one_line(run, tmp_path, content, message):
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert message in err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("folder", [".", "/"])
+def test_an_analysis_that_is_a_folder_without_a_name_is_one_line(run, tmp_path, folder):
+    code, out, err = run("report", "--out", tmp_path / "out", "--add", folder)
+    assert (code, out, err) == (2, "", f"error: {folder}: cannot be read: Is a directory\n")
 
 
 @pytest.mark.parametrize("verb", ["lineage", "query", "report"])

@@ -20,10 +20,11 @@ if TYPE_CHECKING:
     from vtviz.explain.query import query
     from vtviz.html_report import Section, report
     from vtviz.predictor import Predictor, list_models, load_model
-    from vtviz.render import grid, overlay
+    from vtviz.render import overlay
     from vtviz.render_labels import label_overlay
     from vtviz.segmentation import Segmentation
     from vtviz.shortcuts import extract_tokens, segment
+    from vtviz.token_grid import grid
     from vtviz.tokens import LayerMaps, TokenMaps
     from vtviz.video import write_film
 
@@ -73,7 +74,7 @@ _HOMES = {
     "create_model": "vtviz.backbones",
     "dissect": "vtviz.explain.dissection",
     "extract_tokens": "vtviz.shortcuts",
-    "grid": "vtviz.render",
+    "grid": "vtviz.token_grid",
     "label_overlay": "vtviz.render_labels",
     "lineage": "vtviz.explain.lineage",
     "list_models": "vtviz.predictor",

@@ -77,6 +77,7 @@ def ablate(
     from vtviz.data.segmentation import read_mask
     from vtviz.explain.ablation import ablate as run
     from vtviz.explain.ablation import mean_tokens
+    from vtviz.explain.faithfulness import pick_images
 
     files, failures = find_images(reference or ())
     if failures:
@@ -91,7 +92,7 @@ def ablate(
     modes = ["absent", "random", "gaussian"]
     means = None
     if files:
-        means = mean_tokens(predictor, [str(f) for f in files[:: max(1, len(files) // REFERENCE_IMAGES)]])
+        means = mean_tokens(predictor, pick_images(files, REFERENCE_IMAGES), size=size, crop=crop)
         modes.insert(1, "mean")
     with counting("Taking tokens out") as progress:
         result = run(

@@ -14,6 +14,8 @@ from vtviz.geometry import MAX_SIDE
 
 LEAST_STD = 1e-6
 """Of preprocessing: divided by less, a pixel is no number that a network can do with."""
+DEEPEST = 100
+"""Levels that a card's values may lie in each other; Python would run out of stack at some hundreds."""
 TASKS = ("classification", "segmentation")
 
 
@@ -119,13 +121,23 @@ class Card:
         """A card from JSON data.
 
         Raises:
-            CheckpointError: where a field is unknown, missing or of the wrong kind.
+            CheckpointError: where a field is unknown, missing, of the wrong kind or too deep.
         """
+        if _is_deeper(data, DEEPEST):
+            raise CheckpointError(f"card: it goes more than {DEEPEST} levels deep")
         values = _checked_fields(cls, data, "card")
         if "preprocessing" in values:
             inner = _checked_fields(Preprocessing, values["preprocessing"], "card: preprocessing")
             values["preprocessing"] = Preprocessing(**inner)
         return cls(**values)
+
+
+def _is_deeper(data: Any, levels: int) -> bool:
+    """Whether JSON data has more levels of objects and lists."""
+    if not isinstance(data, dict | list):
+        return False
+    inner = data.values() if isinstance(data, dict) else data
+    return levels == 0 or any(_is_deeper(each, levels - 1) for each in inner)
 
 
 _JSON_KINDS: dict[str, tuple[type, ...]] = {

@@ -6,6 +6,7 @@ get wrong raises a VtvizError below; :func:`main` prints it as one line. Results
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -72,6 +73,9 @@ def main(args: Sequence[str] | None = None) -> None:
     Args:
         args: without the program's name; by default those of the process.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a file's name need not be text
     try:
         sys.exit(app(args, prog_name="vtviz", standalone_mode=False) or 0)
     except UsageError as error:

@@ -72,7 +72,7 @@ def compare(
         names.append("compare.json")
         text = json.dumps(comparison.to_dict(), indent=1, ensure_ascii=False)
         (stage / names[-1]).write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
-        files = publish(stage, out, names)
+        files = publish(stage, out, names, images=images or [])
     if as_json:
         print_json(comparison.to_dict() | {"files": {name: str(path) for name, path in files.items()}})
         return

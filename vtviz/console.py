@@ -130,8 +130,9 @@ def complain(message: str) -> None:
 
 
 def print_json(data: Any) -> None:
-    """JSON on stdout."""
-    typer.echo(json.dumps(data, indent=1, ensure_ascii=False))
+    """JSON on stdout: in ASCII, which any encoding holds, with null for what is no finite number, as JSON has none."""
+    plain = json.loads(json.dumps(data), parse_constant=lambda _: None)
+    typer.echo(json.dumps(plain, indent=1, allow_nan=False))
 
 
 def name_files(written: Mapping[str, Path]) -> dict[str, Any]:
@@ -148,8 +149,8 @@ def find_images(sources: Iterable[str]) -> tuple[list[Path], list[dict[str, str]
     found: dict[Path, None] = {}
     failures = []
     for source in sources:
-        path = Path(source).expanduser()
         try:
+            path = Path(source).expanduser()
             if not source.strip():
                 files, reason = list[Path](), "'' is not a path: name images, a folder or a pattern"
             elif "://" in source:
@@ -162,8 +163,8 @@ def find_images(sources: Iterable[str]) -> tuple[list[Path], list[dict[str, str]
                 reason = "no file matches this pattern"
             else:
                 files, reason = [path], ""
-        except OSError as error:
-            files, reason = [], error.strerror or str(error)
+        except (OSError, RuntimeError) as error:  # a name that no disk takes; a ~user that there is not
+            files, reason = [], getattr(error, "strerror", None) or str(error)
         if not files:
             failures.append(failed(source, f"{source}: {reason}"))
         found |= dict.fromkeys(files)

@@ -101,12 +101,12 @@ def dissect(
             seed=seed,
             progress=progress,
         )
+    path = save_atlas(out / "atlas.json", atlas)
     names = [f"sheet_{layer.name}.png" for layer in atlas.layers]
     with counting("Drawing") as progress, staged(out) as stage:
         for index, name in enumerate(names):
             contact_sheet(atlas, predictor, data, index, progress=progress).save(stage / name)
         publish(stage, out, names)
-    path = save_atlas(out / "atlas.json", atlas)
     files = {file.name: str(file) for file in (path, *map(out.joinpath, names))}
     if as_json:
         print_json(atlas.to_dict() | {"files": files})

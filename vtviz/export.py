@@ -15,9 +15,10 @@ import numpy as np
 from PIL import Image
 
 from vtviz import render
-from vtviz.errors import DataError
+from vtviz.errors import ConfigError, DataError
 from vtviz.render_labels import label_overlay, palette_image
 from vtviz.segmentation import Segmentation
+from vtviz.token_grid import grid
 from vtviz.tokens import TokenMaps
 
 OVERLAYS = "overlays"
@@ -59,7 +60,8 @@ def write_extraction(
         if pictures:
             names += _write_pictures(maps, stage, align, cmap, scale)
         names = sorted(set(names), key=lambda name: (name == "manifest.json", name))
-        clear_extraction(folder)
+        spare([maps.source], [folder / name for name in names])
+        clear_extraction(folder, maps.source)
         return publish(stage, folder, names)
 
 
@@ -120,13 +122,45 @@ def staged(folder: str | os.PathLike[str]) -> Iterator[Path]:
                 path.rmdir()
 
 
-def publish(stage: Path, folder: str | os.PathLike[str], names: Iterable[str]) -> dict[str, Path]:
+def spare(images: Iterable[str | os.PathLike[str] | None], files: Iterable[Path]) -> None:
+    """Refuse to write over what was looked at.
+
+    Args:
+        images: where they came from; None for one that came from no file.
+        files: that are to be written or removed.
+
+    Raises:
+        ConfigError: where one of the files is one of the images.
+    """
+    kept = {os.path.realpath(image) for image in images if image is not None and "\0" not in os.fspath(image)}
+    for file in files:
+        if os.path.realpath(file) in kept:
+            raise ConfigError(f"{file} is one of the images and would be lost: choose another folder")
+
+
+def publish(
+    stage: Path,
+    folder: str | os.PathLike[str],
+    names: Iterable[str],
+    *,
+    images: Iterable[str | os.PathLike[str] | None] = (),
+) -> dict[str, Path]:
     """Move finished files from a stage into its folder, in this order; those of these names are replaced.
+
+    Args:
+        stage: where they are.
+        folder: where they belong.
+        names: of the files, relative to both.
+        images: what was looked at, as :func:`spare` takes it, which is never replaced.
 
     Returns:
         File name, relative to the folder -> path of each file.
+
+    Raises:
+        ConfigError: where one of the files is one of the images; then none is moved.
     """
     paths = {name: Path(folder) / name for name in names}
+    spare(images, paths.values())
     for name, path in paths.items():
         path.parent.mkdir(exist_ok=True)
         (stage / name).replace(path)
@@ -135,7 +169,7 @@ def publish(stage: Path, folder: str | os.PathLike[str], names: Iterable[str]) -
 
 def _write_pictures(maps: TokenMaps, folder: Path, align: str, cmap: str, scale: render.Scale) -> list[str]:
     (folder / OVERLAYS).mkdir()
-    _write_png(folder / "panel.png", render.grid(maps, align=align, cmap=cmap, scale=scale))
+    _write_png(folder / "panel.png", grid(maps, align=align, cmap=cmap, scale=scale))
     names = ["panel.png"]
     for i, layer in enumerate(maps.layers):
         for token in range(layer.num_tokens):
@@ -148,15 +182,20 @@ def _write_png(path: Path, picture: np.ndarray) -> None:
     Image.fromarray(picture).save(path, compress_level=1)  # the default level takes six times as long
 
 
-def clear_extraction(folder: Path) -> None:
-    """Remove an earlier extraction, its manifest first; nothing from a folder that is none of ours."""
+def clear_extraction(folder: Path, image: str | None) -> None:
+    """Remove an earlier extraction, its manifest first; nothing from a folder that is none of ours.
+
+    Raises:
+        ConfigError: where ``image``, which was looked at, is part of it.
+    """
     manifest = folder / "manifest.json"
     if not manifest.is_file() or b"vtviz token maps" not in manifest.read_bytes():
         return
-    for path in (manifest, *(folder / OVERLAYS).glob("*_token*.png")):
-        path.unlink()
-    for name in ("maps.npz", "image.png", "panel.png"):
-        (folder / name).unlink(missing_ok=True)
+    others = [folder / name for name in ("maps.npz", "image.png", "panel.png")]
+    others += (folder / OVERLAYS).glob("*_token*.png")
+    spare([image], others)
+    for path in (manifest, *others):
+        path.unlink(missing_ok=True)
 
 
 def name_results(sources: Iterable[str | os.PathLike[str]], *endings: str) -> list[str]:
@@ -169,7 +208,9 @@ def name_results(sources: Iterable[str | os.PathLike[str]], *endings: str) -> li
     taken: set[str] = set()
     names = []
     for source in sources:
-        stem = re.sub(r"[^\w.+=@ -]+", "_", Path(source).stem)[:100].strip(" .") or "image"
+        stem = re.sub(r"[^\w.+=@ -]+", "_", Path(source).stem)[:100]
+        # a file's name has 255 bytes: the rest is for what is added, here, by the verbs and by vtviz.files
+        stem = stem.encode()[:200].decode(errors="ignore").strip(" .") or "image"
         for name in (stem if i == 1 else f"{stem}-{i}" for i in count(1)):
             called = {(name + ending).casefold() for ending in ("", *endings)}
             if not called & taken:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import get_ident
 from typing import BinaryIO
 
 
@@ -18,7 +19,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     Raises:
         OSError: where the disk refuses.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{get_ident():x}.tmp")
     try:
         with temporary.open("wb") as file:
             yield file

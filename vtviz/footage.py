@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,8 @@ from vtviz.suffixes import IMAGE_SUFFIXES
 
 MAGIC = re.compile(rb"....ftyp|\x1a\x45\xdf\xa3|RIFF....AVI ", re.DOTALL)
 """First bytes of MP4 and MOV, of WebM and MKV, and of AVI."""
+TICK = 25
+"""Frames of a video from one look at whether to stop to the next."""
 
 
 @dataclass(frozen=True)
@@ -77,8 +79,12 @@ class Footage:
     count: int | None
     limits: FootageLimits = LIMITS
 
-    def frames(self, every: int = 1) -> Iterator[Frame]:
+    def frames(self, every: int = 1, tick: Callable[[], None] = lambda: None) -> Iterator[Frame]:
         """The frames, or every n-th one from the first on.
+
+        Args:
+            every: n.
+            tick: called now and then, also while frames of a video are passed over; it may raise to stop.
 
         Raises:
             ImageError: for a frame that cannot be read, naming it; and where a video has none.
@@ -90,6 +96,8 @@ class Footage:
             return
         with _opened(self.path, self.limits) as video:
             for number in range(self.limits.frames):
+                if number and number % TICK == 0:
+                    tick()
                 with hushed():
                     found = video.grab()
                     picture = video.retrieve()[1] if found and number % every == 0 else None

@@ -313,7 +313,8 @@ class Predictor:
             Logits, and one :class:`~vtviz.hooks.Layer` per layer of tokens (none for a model without tokens).
         """
         engine = self.engine
-        if hook_free and isinstance(engine, TorchEngine):  # the others have no hooks
+        # Other engines have no hooks, models without tokens no maps to ask for.
+        if hook_free and self.strides and isinstance(engine, TorchEngine):
             engine = replace(engine, hook_free=True)
         return engine(self.preprocessing.normalize(x.to(self.device)))
 

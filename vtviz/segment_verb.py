@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vtviz.console import Crop, Device, Dtype, Engine, Images, Json, Out, Size, each_image, find_images, open_model
-from vtviz.errors import ConfigError
 
 if TYPE_CHECKING:
     from vtviz.segmentation import Segmentation
@@ -54,17 +53,14 @@ def segment(
 
     vtviz segment photos/ 'more/**/*.png' --out out --size 448 --json
     """
-    from vtviz.export import name_results, segmentation_files, write_segmentation
+    from vtviz.export import name_results, segmentation_files, spare, write_segmentation
     from vtviz.predictor import DEFAULT_SEGMENTER
     from vtviz.render_labels import check_opacity
 
     check_opacity(opacity)
     found, failures = find_images(images)
     names = dict(zip(found, name_results(found, "_overlay"), strict=True))
-    inputs = {path.resolve() for path in found}
-    for target in (out / file for name in names.values() for file in segmentation_files(name)):
-        if target.resolve() in inputs:
-            raise ConfigError(f"{target} is one of the images and would be lost: choose another --out")
+    spare(found, (out / file for name in names.values() for file in segmentation_files(name)))
     predictor = open_model(DEFAULT_SEGMENTER if model is None else model, device, engine=engine, dtype=dtype)
 
     def write(path: Path, segmentation: Segmentation) -> dict[str, Any]:

@@ -152,7 +152,7 @@ def write_film(
     with staged(folder) as stage:
         arrays, film = stage / f"{name}.npz", stage / f"{name}.{kind}"
         with zipfile.ZipFile(arrays, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
-            for frame in islice(footage.frames(every), most):
+            for frame in islice(footage.frames(every, lambda: progress(len(frames), 2 * max(1, expected))), most):
                 maps: TokenMaps = predictor.extract(frame.image, layers=[layer], size=size, crop=crop)
                 if not frames:
                     first = maps
@@ -213,11 +213,17 @@ def _draw(
     progress: Callable[[int, int], None],
 ) -> Iterator[np.ndarray]:
     """The film's pictures: the footage once more, with the maps as they were written."""
+    done = 0
+
+    def tell() -> None:
+        progress(len(frames) + done, 2 * len(frames))
+
     with np.load(arrays, allow_pickle=False) as stored:
-        for done, (noted, frame) in enumerate(zip(frames, footage.frames(every), strict=False), start=1):
+        for noted, frame in zip(frames, footage.frames(every, tell), strict=False):
             caption = noted.name or f"frame {noted.number}"
             yield sheet.draw(frame.image, stored[noted.array], noted.geometry, caption)
-            progress(len(frames) + done, 2 * len(frames))
+            done += 1
+            tell()
 
 
 def _choose(tokens: Sequence[int] | None, count: int) -> list[int]:

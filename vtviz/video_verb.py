@@ -68,7 +68,7 @@ def video(
 
     vtviz video frames/ --model vt_fpn_resnet18_camvid --layer 2 --tokens 0,4 --format webp --out out
     """
-    from vtviz.export import name_results
+    from vtviz.export import name_results, spare
     from vtviz.video import write_film
 
     try:
@@ -77,8 +77,8 @@ def video(
         raise ConfigError(f"--tokens must be whole numbers such as 0,3,5, got {tokens!r}") from None
     limits = parse_scale(scale)
     (name,) = name_results([Path(source).resolve()])
-    if (out / f"{name}.{kind}").resolve() == Path(source).resolve():
-        raise ConfigError(f"{source} would be lost: choose another --out")
+    frames_of_folder = Path(source).glob("*")  # none, of a video file
+    spare([source, *frames_of_folder], [out / f"{name}.{kind}"])
     predictor = open_model(model, device, engine=engine, dtype=dtype)
     with counting("Filming") as progress:
         film = write_film(

@@ -1,18 +1,27 @@
-"""Small models for the page, the page itself on a free port, and a browser."""
+"""Small models and data sets for the page, the page itself on a free port, and a browser."""
 
+import json
+import os
+import signal
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import gradio as gr
 import numpy as np
 import pytest
 from PIL import Image
 
+from app.datasets import DataRoot
 from app.page import build_page, launch_options
 from app.shelf import Shelf
+from app.train import Train
 from benchmarks.start import CHROMIUM, FLAGS, find_chromium
 from vtviz import checkpoints
+from vtviz.train.jobs import REQUEST
 
+Serve = Callable[..., AbstractContextManager[str]]
 CLASSES = ("tabby cat", "<b>cup</b>", "rocket", "person", "flag & pole")
 
 
@@ -39,13 +48,33 @@ def shelf(models) -> Shelf:
 
 
 @pytest.fixture(scope="session")
-def address(shelf) -> Iterator[str]:
+def serve() -> Serve:
+    """``with serve(page) as url``: a page, served by this process on a port that is free."""
+
+    @contextmanager
+    def run(page: gr.Blocks, **more: Any) -> Iterator[str]:
+        options = launch_options() | more | {"server_name": "127.0.0.1", "server_port": None, "quiet": True}
+        _, url, _ = page.launch(prevent_thread_lock=True, **options)
+        try:
+            yield url
+        finally:
+            page.close(verbose=False)
+
+    return run
+
+
+@pytest.fixture
+def serving(serve) -> Iterator[Callable[..., str]]:
+    """``url = serving(page)``: the same until the test ends."""
+    with ExitStack() as open_ones:
+        yield lambda page, **more: open_ones.enter_context(serve(page, **more))
+
+
+@pytest.fixture(scope="session")
+def address(serve, shelf) -> Iterator[str]:
     """The page, served by this process."""
-    page = build_page(shelf)
-    options = launch_options() | {"server_name": "127.0.0.1", "server_port": None, "quiet": True}
-    _, url, _ = page.launch(prevent_thread_lock=True, **options)
-    yield url
-    page.close(verbose=False)
+    with serve(build_page(shelf)) as url:
+        yield url
 
 
 @pytest.fixture(scope="session")
@@ -102,13 +131,10 @@ def segment_shelf(tmp_path_factory, models, tiny_model, tiny_card) -> Shelf:
 
 
 @pytest.fixture(scope="session")
-def segment_address(segment_shelf) -> Iterator[str]:
+def segment_address(serve, segment_shelf) -> Iterator[str]:
     """The page with the segmentation models, served by this process."""
-    page = build_page(segment_shelf)
-    options = launch_options() | {"server_name": "127.0.0.1", "server_port": None, "quiet": True}
-    _, url, _ = page.launch(prevent_thread_lock=True, **options)
-    yield url
-    page.close(verbose=False)
+    with serve(build_page(segment_shelf)) as url:
+        yield url
 
 
 @pytest.fixture(scope="session")
@@ -124,3 +150,42 @@ def settle() -> Callable[[Any], None]:
         page.wait_for_timeout(700)
 
     return wait
+
+
+def write_pictures(folder: Path, count: int) -> None:
+    folder.mkdir(parents=True)
+    random = np.random.default_rng(len(folder.name))
+    for i in range(count):
+        Image.fromarray(random.integers(0, 255, (40, 40, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+
+
+@pytest.fixture(scope="session")
+def data_root(tmp_path_factory) -> Path:
+    """A data root: a set with splits, one without, one for segmentation, links, and pictures that are no set."""
+    top = tmp_path_factory.mktemp("page")
+    root = top / "data"
+    for name in ("red", "blue"):
+        write_pictures(root / "colours" / "train" / name, 6)
+        write_pictures(root / "colours" / "val" / name, 2)
+        write_pictures(root / "group" / "flat" / name, 2)
+        write_pictures(root / "group" / "too" / "deep" / name, 1)
+        write_pictures(top / "secret" / name, 1)
+        write_pictures(root / "linking" / name, 1)
+    write_pictures(root / "masks" / "train" / "images", 1)
+    write_pictures(root / "masks" / "train" / "masks", 1)
+    write_pictures(root / "loose", 2)
+    write_pictures(root / ".hidden" / "a", 1)
+    (root / "escape").symlink_to(top / "secret")
+    (root / "inner").symlink_to(root / "group" / "flat")
+    (root / "linking" / "red" / "x.png").symlink_to(top / "secret" / "red" / "0.png")
+    return root
+
+
+@pytest.fixture
+def train(models, data_root, tmp_path) -> Iterator[Train]:
+    """The tab of Train; what it started is killed when the test ends."""
+    made = Train(Shelf("own", device="cpu"), tmp_path / "runs", DataRoot(data_root))
+    yield made
+    for job in made.jobs.all():
+        if job.active:
+            os.killpg(json.loads((job.folder / REQUEST).read_text())["pid"], signal.SIGKILL)

@@ -11,7 +11,7 @@ from PIL import Image
 
 from app.atlas import MOST_PHOTOS, NO_MASKS, AtlasTab, encode_thumbnail
 from app.datasets import DataRoot, has_masks, has_photos
-from app.page import build_page, launch_options
+from app.page import build_page
 from app.shelf import Shelf
 from vtviz.errors import ConfigError, VtvizError
 from vtviz.explain.atlas_file import read_atlas, save_atlas
@@ -245,11 +245,8 @@ def test_a_dissection_stops_at_the_next_photo(shelf, data):
 
 
 @pytest.mark.browser
-def test_an_atlas_is_opened_sorted_looked_into_and_made_anew(browser, shelf, atlas, data):
-    served = build_page(shelf, data=DataRoot(data))
-    _, url, _ = served.launch(
-        prevent_thread_lock=True, **launch_options() | {"server_name": "127.0.0.1", "server_port": None, "quiet": True}
-    )
+def test_an_atlas_is_opened_sorted_looked_into_and_made_anew(browser, serving, shelf, atlas, data):
+    url = serving(build_page(shelf, data=DataRoot(data)))
     page = browser.new_page(viewport={"width": 1280, "height": 900})
     page.set_default_timeout(60_000)
     faults, hosts = [], set()
@@ -296,4 +293,3 @@ def test_an_atlas_is_opened_sorted_looked_into_and_made_anew(browser, shelf, atl
     assert [fault for fault in faults if not fault.startswith("AbortError")] == []
     assert hosts <= {"http://127.0.0.1", "data:", "blob:"}
     page.close()
-    served.close(verbose=False)

@@ -19,7 +19,7 @@ import app
 from app.__main__ import main
 from app.datasets import DataRoot
 from app.explore import VIEWS
-from app.page import build_page, launch_options
+from app.page import build_page
 from vtviz.explain.ablation import ablate
 from vtviz.explain.atlas_file import parse_atlas, read_atlas, save_atlas
 from vtviz.explain.attribution import attribute
@@ -56,15 +56,12 @@ def data(tmp_path_factory, chelsea, coffee, astronaut) -> Path:
 
 
 @pytest.fixture(scope="module")
-def address(shelf, data) -> str:
+def address(serve, shelf, data) -> str:
     """The page with all that it can do; the model "own" has an atlas."""
     path = Path(shelf.source("own")).with_suffix(".atlas.json")
     save_atlas(path, dissect(shelf.get("own"), data / "photos"))
-    page = build_page(shelf, data=DataRoot(data))
-    options = launch_options() | {"server_name": "127.0.0.1", "server_port": None, "quiet": True}
-    _, url, _ = page.launch(prevent_thread_lock=True, **options)
-    yield url
-    page.close(verbose=False)
+    with serve(build_page(shelf, data=DataRoot(data))) as url:
+        yield url
     path.unlink()
 
 
@@ -114,7 +111,7 @@ def plain(result) -> dict:
 def test_an_ablation_is_that_of_the_api(example, client, photo, shelf, target):
     got = example.ablate(client, photo, "own", target)
     index = {"": None, "Rocket": 2, "3": 3}[target]
-    assert got == plain(ablate(shelf.get("own"), photo, target=index))
+    assert got == plain(ablate(shelf.get("own"), photo, target=index)) | {"image": None}
     if target:
         assert got["target"]["index"] == index
 
@@ -125,7 +122,7 @@ def test_a_segmentation_s_ablation_is_scored_against_the_mask(segment_address, s
     Image.fromarray(truth).save(tmp_path / "mask.png")
     asked = {"photo": handle_file(photo), "model": "scene", "api_name": "/ablate"}
     got = client.predict(**asked, mask=handle_file(tmp_path / "mask.png"))
-    assert got == plain(ablate(segment_shelf.get("scene"), photo, truth=truth))
+    assert got == plain(ablate(segment_shelf.get("scene"), photo, truth=truth)) | {"image": None}
     assert client.predict(**asked)["layers"][0]["effects"]["absent"]["iou"] is None
     small = tmp_path / "small.png"
     Image.fromarray(truth[:9, :9]).save(small)
@@ -229,17 +226,24 @@ def test_the_example_runs_as_it_is(address, tmp_path, photo):
     assert gone.stderr.count("\n") == 1
 
 
-def test_with_mcp_the_endpoints_are_tools(shelf, data):
+def test_with_mcp_the_endpoints_are_tools(serving, shelf, data):
     pytest.importorskip("mcp")
-    page = build_page(shelf, data=DataRoot(data))
-    options = launch_options() | {"server_name": "127.0.0.1", "server_port": None, "quiet": True}
-    _, url, _ = page.launch(prevent_thread_lock=True, mcp_server=True, **options)
+    url = serving(build_page(shelf, data=DataRoot(data)), mcp_server=True)
     tools = httpx.get(f"{url}gradio_api/mcp/schema").json()
-    page.close(verbose=False)
     asked = {tool["name"]: tool["inputSchema"]["properties"] for tool in tools}
     assert {f"/{name}": tuple(each) for name, each in asked.items()} == PUBLIC
     for name in ("extract", "ablate", "attribute", "lineage", "query"):
         assert all(part["description"] for part in asked[name].values())
+
+
+@pytest.mark.parametrize(
+    "options", [["--auth", "me:secret"], ["--public"], ["--host", "0.0.0.0", "--auth", "me:secret"]], ids=" ".join
+)
+def test_mcp_is_no_way_past_a_password_or_to_another_machine(options, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["--mcp", *options])
+    assert stop.value.code == 2
+    assert "--mcp serves programs on this machine" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_without_the_package_mcp_one_line_says_what_to_install(monkeypatch, capsys):

@@ -11,7 +11,7 @@ from PIL import Image
 
 from app.compare import SAME, UPLOAD, CompareTab, describe, offer_upload
 from app.examples import load_examples
-from app.page import build_page, launch_options
+from app.page import build_page
 from app.payload import decode_layer
 from app.shelf import Shelf
 from vtviz.errors import VtvizError
@@ -106,6 +106,7 @@ def test_two_photos_can_be_compared_and_one_be_uploaded(tab, photo, shelf):
         (("own", f"{UPLOAD}x", {"path": __file__}, "own", SAME, None), "is not a JPEG, PNG"),
         (("runs/mine@epoch2", "cat", None, "own", SAME, None), "no token maps of &#x27;runs/mine@epoch2"),
         (("runs/mine@epoch../1", "cat", None, "own", SAME, None), "no token maps"),
+        (("runs/mine@epoch" + "9" * 5000, "cat", None, "own", SAME, None), "no token maps"),
         (("own@epoch1", "cat", None, "own", SAME, None), "no token maps"),
         ((None, None, None, None, None, None), "there is no example"),
     ],
@@ -129,11 +130,8 @@ def test_what_is_sent_is_small(tab, shelf):
 
 
 @pytest.mark.browser
-def test_the_two_sides_are_linked(browser, shelf, photo):
-    served = build_page(shelf)
-    _, url, _ = served.launch(
-        prevent_thread_lock=True, **launch_options() | {"server_name": "127.0.0.1", "server_port": None, "quiet": True}
-    )
+def test_the_two_sides_are_linked(browser, serving, shelf, photo):
+    url = serving(build_page(shelf))
     page = browser.new_page(viewport={"width": 1280, "height": 900})
     page.set_default_timeout(60_000)
     faults, hosts = [], set()
@@ -224,4 +222,3 @@ def test_the_two_sides_are_linked(browser, shelf, photo):
     assert [fault for fault in faults if not fault.startswith("AbortError")] == []
     assert hosts <= {"http://127.0.0.1", "data:", "blob:"}
     page.close()
-    served.close(verbose=False)

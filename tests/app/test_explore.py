@@ -192,6 +192,32 @@ def test_examples_are_not_read_from_disk_again(explore):
     assert open_photo(shown) is open_photo(shown)
 
 
+def test_a_run_that_went_on_is_explained_anew_and_a_deleted_one_no_more(models, tmp_path):
+    run = tmp_path / "flowers"
+    run.mkdir()
+
+    def train(model: str) -> None:
+        for suffix in (".json", ".safetensors"):
+            shutil.copy(models / f"{model}{suffix}", run / f"new{suffix}")
+            (run / f"new{suffix}").replace(run / f"best{suffix}")
+
+    train("own")
+    shelf = Shelf(str(models / "plain.safetensors"), device="cpu")
+    explore = Explore(shelf)
+    shown = replace(explore.remember(), model="flowers")
+    for model in ("own", "blank", "own"):
+        train(model)
+        shelf.offer_runs({"flowers": run})  # as it does at each look, whether a run went on meanwhile or not
+        payload, _, problem = explore._show(shown)
+        expected = extract_tokens(load_examples()["cat"].image, str(models / f"{model}.safetensors"))
+        assert problem == ""
+        assert np.array_equal(decode_layer(payload["layers"][0]), expected.layers[0].coefficients)
+        assert shelf.get("flowers").name == model
+    shelf.offer_runs({})
+    assert "this page has no model" in explore._show(shown)[2]
+    assert skipped(explore._show(shown)[0])
+
+
 def test_doors_have_names_and_nothing_is_kept(shelf, photo):
     page = build_page(shelf)
     public = {f.api_name for f in page.fns.values() if f.api_visibility == "public"}

@@ -11,6 +11,7 @@ from urllib.parse import quote, urlsplit
 
 import gradio as gr
 import pytest
+from gradio import route_utils
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 
@@ -52,13 +53,10 @@ def upload(address: str, data: bytes, name: str = "photo.jpg") -> str:
 
 
 @pytest.fixture(scope="module")
-def open_address(shelf) -> Iterator[str]:
+def open_address(serve, shelf) -> Iterator[str]:
     """The page as it is served where other machines reach it."""
-    page = build_page(shelf)
-    options = launch_options(reachable=True) | {"server_name": "127.0.0.1", "server_port": None, "quiet": True}
-    _, url, _ = page.launch(prevent_thread_lock=True, **options)
-    yield url
-    page.close(verbose=False)
+    with serve(build_page(shelf), **launch_options(reachable=True)) as url:
+        yield url
 
 
 # --- the start
@@ -305,9 +303,8 @@ def test_a_limit_is_each_client_s_own_and_forgets():
     assert len(limit._left) == CLIENTS
 
 
-def test_work_ends_where_the_page_s_patience_does(shelf, photo, tmp_path):
-    page = build_page(shelf, seconds=0.0)
-    _, url, _ = page.launch(prevent_thread_lock=True, **launch_options() | {"quiet": True, "server_port": None})
+def test_work_ends_where_the_page_s_patience_does(serving, shelf, photo, tmp_path):
+    url = serving(build_page(shelf, seconds=0.0))
     client = Client(url, verbose=False, download_files=tmp_path)
     for name, more in (("/ablate", ("",)), ("/attribute", ("",))):
         with pytest.raises(AppError, match="works 0 s on one call at most"):
@@ -315,7 +312,6 @@ def test_work_ends_where_the_page_s_patience_does(shelf, photo, tmp_path):
     with pytest.raises(AppError, match="works 0 s on one call at most"):
         client.predict([handle_file(photo)], "own", "block0", "", 1, 5, "webp", api_name="/video")
     client.close()
-    page.close(verbose=False)
     deadline(None)()
     check = deadline(0.05)
     check()
@@ -324,11 +320,11 @@ def test_work_ends_where_the_page_s_patience_does(shelf, photo, tmp_path):
         check()
 
 
-def test_uploads_are_deleted_when_they_are_old(shelf, photo, tmp_path):
+def test_uploads_are_deleted_when_they_are_old(serving, shelf, photo, tmp_path):
     page = build_page(shelf)
     assert page.delete_cache == (600, KEEP_SECONDS)
     page.delete_cache = (1, 2)
-    _, url, _ = page.launch(prevent_thread_lock=True, **launch_options() | {"quiet": True, "server_port": None})
+    url = serving(page)
     data = photo.read_bytes() + b"not what other tests upload"
     path = Path(upload(url, data))
     client = Client(url, verbose=False, download_files=tmp_path)
@@ -344,15 +340,32 @@ def test_uploads_are_deleted_when_they_are_old(shelf, photo, tmp_path):
     event = json.loads(ask(url, "/gradio_api/call/extract", "POST", join)[1])["event_id"]
     assert EXPIRED in ask(url, f"/gradio_api/call/extract/{event}")[1]
     client.close()
-    page.close(verbose=False)
 
 
-def test_what_is_left_is_deleted_when_the_page_stops(shelf):
+def test_a_file_that_comes_while_old_ones_are_deleted_does_not_end_that_for_good(shelf, tmp_path, monkeypatch):
     page = build_page(shelf)
-    _, url, _ = page.launch(prevent_thread_lock=True, **launch_options() | {"quiet": True, "server_port": None})
-    path = Path(upload(url, b"left behind"))
-    assert path.is_file()
-    page.close(verbose=False)
+    result = next(block for block in page.blocks.values() if isinstance(block, gr.Image))
+    old = [tmp_path / str(number) for number in range(6)]
+    for number, path in enumerate(old):
+        path.write_bytes(b"")
+        (page.upload_file_set if number < 3 else result.temp_files).add(str(path))
+
+    def remove(path: str) -> None:  # as if another thread took an upload and made a result just then
+        Path(path).unlink()
+        page.upload_file_set.update(str(tmp_path / f"new{number}") for number in range(100))
+        result.temp_files.update(str(tmp_path / f"made{number}") for number in range(100))
+
+    monkeypatch.setattr(route_utils.os, "remove", remove)
+    route_utils.delete_files_created_by_app(page, age=None)
+    assert not any(path.exists() for path in old)
+    assert not {str(path) for path in old} & (page.upload_file_set | result.temp_files)
+    assert str(tmp_path / "new99") in page.upload_file_set
+
+
+def test_what_is_left_is_deleted_when_the_page_stops(serve, shelf):
+    with serve(build_page(shelf)) as url:
+        path = Path(upload(url, b"left behind"))
+        assert path.is_file()
     end = time.monotonic() + 10
     while path.is_file() and time.monotonic() < end:
         time.sleep(0.1)

@@ -16,7 +16,7 @@ from PIL import Image, PngImagePlugin
 
 from app.analyses import Analyses
 from app.explore import VIEWS, Explore
-from app.page import build_page, launch_options
+from app.page import build_page
 from app.shown import Shown
 from app.uploads import FILES, is_upload
 
@@ -25,12 +25,11 @@ META = {"_type": "gradio.FileData"}
 
 
 @pytest.fixture(scope="module")
-def page(shelf) -> Iterator[object]:
+def page(serve, shelf) -> Iterator[object]:
     """The page, served by this process; its address is ``page.local_url``."""
     page = build_page(shelf)
-    page.launch(prevent_thread_lock=True, **launch_options() | {"server_name": "127.0.0.1", "quiet": True})
-    yield page
-    page.close(verbose=False)
+    with serve(page):
+        yield page
 
 
 @pytest.fixture
@@ -178,6 +177,28 @@ def test_a_path_hidden_in_another_control_is_refused_too(page, chelsea, tmp_path
     assert event == "error"
     assert "is no file that was uploaded" in told["error"]
     assert call(page.local_url, "extract", good, "own", WHOLE)[0] == "complete"
+
+
+@pytest.mark.parametrize("key", ["anything", "url", "orig_name", "meta"])
+@pytest.mark.parametrize("deep", [False, True])
+def test_an_address_hidden_within_an_upload_is_not_fetched(page, photo, elsewhere, monkeypatch, key, deep, tally):
+    url, asked = elsewhere
+    fetched: list[str] = []
+
+    async def fetch(address: str, **_: object) -> str:
+        fetched.append(address)
+        return str(photo)
+
+    monkeypatch.setattr(processing_utils, "async_ssrf_protected_download", fetch)
+    good = upload(page.local_url, photo.read_bytes())
+    evil: object = {"path": url, "meta": META}
+    bad = {"path": good["path"], key: [{"in": evil}] if deep else evil}
+    event, told = call(page.local_url, "extract", bad, "own", WHOLE)
+    assert event == "error"
+    assert "is no file that was uploaded" in told["error"]
+    assert call(page.local_url, "extract", good | {"url": url}, "own", WHOLE)[0] == "complete"  # as clients send it
+    assert fetched == asked == []
+    tally("ways in other than an upload tried")
 
 
 def test_links_out_of_the_uploads_are_no_uploads(page, photo, tmp_path):

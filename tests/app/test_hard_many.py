@@ -20,7 +20,7 @@ from gradio_client.utils import QueueError
 from PIL import Image
 
 from app.explore import VIEWS
-from app.page import build_page, launch_options
+from app.page import build_page
 from app.shown import EXPIRED
 from vtviz.errors import VtvizError
 
@@ -63,13 +63,11 @@ class Session:
 
 
 @pytest.fixture(scope="module")
-def served(segment_shelf) -> Iterator[SimpleNamespace]:
+def served(serve, segment_shelf) -> Iterator[SimpleNamespace]:
     """A page, and its address."""
     page = build_page(segment_shelf)
-    options = launch_options() | {"server_name": "127.0.0.1", "server_port": None, "quiet": True}
-    _, url, _ = page.launch(prevent_thread_lock=True, **options)
-    yield SimpleNamespace(page=page, url=url)
-    page.close(verbose=False)
+    with serve(page) as url:
+        yield SimpleNamespace(page=page, url=url)
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +127,7 @@ def answer(client: Client, call: tuple[Any, ...]) -> list[Any]:
 
 @pytest.mark.parametrize(
     ("clients", "each"),
-    [(4, 4), pytest.param(32, 30, marks=[pytest.mark.soak, pytest.mark.timeout(1800)])],
+    [(4, 4), pytest.param(32, 30, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])],
     ids=["few", "many"],
 )
 def test_every_answer_is_the_serial_one(clients, each, served, photos, tmp_path, tally):

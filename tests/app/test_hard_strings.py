@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from app.datasets import DataRoot
-from app.page import build_page, launch_options
+from app.page import build_page
 from app.shelf import Shelf
 from app.train import Train
 from vtviz import checkpoints
@@ -40,7 +40,7 @@ def evil_name(where: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def hostile(tmp_path_factory, tiny_model, tiny_card, coffee, chelsea) -> Iterator[SimpleNamespace]:
+def hostile(serve, tmp_path_factory, tiny_model, tiny_card, coffee, chelsea) -> Iterator[SimpleNamespace]:
     """A page whose models, cards, atlas, data sets and runs are all named by somebody bad, and such files to upload."""
     folder = tmp_path_factory.mktemp("hostile")
     classes = tuple(evil(f"class {i}") for i in range(5))
@@ -69,8 +69,6 @@ def hostile(tmp_path_factory, tiny_model, tiny_card, coffee, chelsea) -> Iterato
     save_atlas(path.with_suffix(".atlas.json"), dissect(shelf.get(shelf.names[0]), data))
     train = Train(shelf, folder / "runs", DataRoot(data.parent))
     page = build_page(shelf, train, DataRoot(data.parent))
-    options = launch_options() | {"server_name": "127.0.0.1", "server_port": None, "quiet": True}
-    _, url, _ = page.launch(prevent_thread_lock=True, **options)
     exif = Image.Exif()
     exif[0x010E] = exif[0x9286] = exif[0x013B] = evil("exif")
     photo, text = folder / f"{evil_name('photo')}.jpg", folder / f"{evil_name('text')}.png"
@@ -80,8 +78,8 @@ def hostile(tmp_path_factory, tiny_model, tiny_card, coffee, chelsea) -> Iterato
     clip.write_text(evil("content"))
     mask = folder / f"{evil_name('mask')}.png"
     Image.fromarray(np.full((200, 300), 200, np.uint8)).save(mask)
-    yield SimpleNamespace(url=url, photo=photo, text=text, clip=clip, mask=mask, shelf=shelf)
-    page.close(verbose=False)
+    with serve(page) as url:
+        yield SimpleNamespace(url=url, photo=photo, text=text, clip=clip, mask=mask, shelf=shelf)
     patch.undo()
     shutil.rmtree(folder)
 

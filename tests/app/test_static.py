@@ -215,6 +215,79 @@ def test_a_link_falls_back_where_it_leads_nowhere(page, wanted, patch, line):
     assert bool(got["line"]) == bool(line)
 
 
+VIEW = """(make) => {
+    const Thumb = vtviz.Thumb;
+    vtviz.Thumb = class { canvas = document.createElement("canvas"); draw() {} };
+    const scene = (id, layers) => {
+        const tokens = Array.from({ length: layers }, (_, layer) => [0, 1].map(
+            (slot) => ({ gathered: [layer, slot], kind: "static", slot, map: slot, layer, origin: null })));
+        return {
+            payload: { id, classes: ["cat", "dog"], prediction: [{ index: 0 }], lineage: { tokens } },
+            descent: new vtviz.Descent({ joint: layers > 2, tokens, links: [] }),
+            layers: tokens.map((_, index) => ({ index, name: `p${index}`, attention: null })),
+            segments: null, results: {}, luts: { jet: [] },
+        };
+    };
+    const state = { layer: 0, token: 0, reader: -1, order: "grid", label: 0, measure: "probability", colormap: "jet" };
+    try { return (BODY)(scene, state); } finally { vtviz.Thumb = Thumb; }
+}"""
+"""Runs a function of (scene, state), where scene(id, layers) makes a scene of two tokens a layer, not drawn."""
+
+
+def test_does_it_matter_shows_the_example_s_new_bars_when_one_comes_back_to_it(page):
+    body = """(scene, state) => {
+        const view = new vtviz.AblationView(() => {}, () => {});
+        const show = (id, ...change) => {
+            const shown = scene(id, 1);
+            view.load(shown);
+            view.draw(shown, state);
+            if (!change.length) return null;
+            const effects = { absent: { probability: change } };
+            effects.random = effects.gaussian = effects.absent;
+            shown.results.ablation = { target: null, top1: { index: 0 }, layers: [{ effects }] };
+            view.draw(shown, state);
+            return [...view.list.children].map((row) => row.querySelector("[data-mode=absent] span").textContent);
+        };
+        return [show("cat", -0.1, -0.2), show("rocket"), show("cat", 0.77, 0.88)];
+    }"""
+    assert page.evaluate(VIEW.replace("BODY", body)) == [["−10", "−20"], None, ["77", "88"]]
+
+
+def test_another_model_s_lineage_is_drawn_though_the_pointer_rests_on_the_last_one_s_token(page):
+    body = """(scene, state) => {
+        const view = new vtviz.LineageView(() => {});
+        const lit = () => view.nodes.flatMap(({ button }, i) => button.classList.contains("vtx-lit") ? [i] : []);
+        const show = (shown) => { view.load(shown); view.draw(shown, state); return lit(); };
+        const found = [show(scene("fpn", 4))];
+        const { button } = view.nodes[7];
+        button.onpointerenter({ pointerType: "mouse" });
+        found.push(lit(), show(scene("resnet", 2)));
+        view.load({ ...scene("plain", 1), descent: null });
+        button.onpointerleave(); // the view that is left says nothing of a scene that is gone
+        return found;
+    }"""
+    assert page.evaluate(VIEW.replace("BODY", body)) == [[0], [7], [0]]
+
+
+def test_the_time_left_does_not_count_the_queue(page):
+    body = """(scene, state) => {
+        let time = 0;
+        performance.now = () => time;
+        try {
+            const job = new vtviz.Job("Try", "analyse", () => {}, () => {});
+            job.ask({});
+            time = 120_000;
+            vtviz.hear({ job: job.id, done: 0, total: 1 });
+            time += 2000;
+            vtviz.hear({ job: job.id, done: 10, total: 100 });
+            return job.told.textContent;
+        } finally {
+            delete performance.now;
+        }
+    }"""
+    assert page.evaluate(VIEW.replace("BODY", body)) == "10 %, about 18 s left"
+
+
 @pytest.mark.parametrize("name", render.COLORMAPS)
 def test_colours_are_those_of_python(page, name):
     values = np.linspace(-1, 12, 999, dtype=np.float32)

@@ -2,6 +2,8 @@
 
 import json
 import re
+import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,10 +14,12 @@ from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from PIL import Image
 
-from app.page import build_page, launch_options
+from app import video
+from app.page import build_page
 from app.video import MOST_FRAMES, VideoTab, describe_footage, gather, parse_tokens
 from vtviz.errors import ImageError, VtvizError
 from vtviz.footage import Footage, open_footage
+from vtviz.video import write_film
 
 NOBODY = SimpleNamespace(session_hash="nobody")
 SCRIPT = "<script>alert(1)</script>"
@@ -177,13 +181,9 @@ def test_the_layers_are_the_model_s(tab):
 
 
 @pytest.fixture(scope="module")
-def served(shelf) -> str:
-    page = build_page(shelf)
-    _, url, _ = page.launch(
-        prevent_thread_lock=True, **launch_options() | {"server_name": "127.0.0.1", "server_port": None, "quiet": True}
-    )
-    yield url
-    page.close(verbose=False)
+def served(serve, shelf) -> str:
+    with serve(build_page(shelf)) as url:
+        yield url
 
 
 def test_a_program_makes_a_film(served, clip, tmp_path, models):
@@ -235,3 +235,64 @@ def test_a_film_is_made_and_played(browser, served, clip):
     assert [fault for fault in faults if not fault.startswith("AbortError")] == []
     assert hosts <= {"http://127.0.0.1", "data:", "blob:"}
     page.close()
+
+
+@pytest.mark.browser
+def test_what_is_told_is_of_the_form_as_it_is_now(browser, served, clip, monkeypatch):
+    """An answer that took long does not replace the answer to a later question."""
+    asked, answered = [], []
+
+    def measure(source, every, frames):
+        asked.append(every)
+        time.sleep(0.1 if every == 7 else 3)
+        answered.append(every)
+        return f"every {every} of {frames}"
+
+    monkeypatch.setattr("app.video.describe_footage", measure)
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    page.set_default_timeout(60_000)
+    page.goto(served)
+    page.get_by_role("tab", name="Video").click()
+    page.get_by_text("films are made one at a time").wait_for()
+    page.set_input_files("#video-files input[type=file]", clip)
+    page.get_by_text("every 1 of").wait_for()
+    for label, text in (("Frames at most", "5"), ("One frame of", "7")):
+        page.get_by_label(label).fill(text)
+        page.wait_for_timeout(500)
+    while len(answered) < len(asked) or 7 not in asked:
+        page.wait_for_timeout(100)
+    page.wait_for_timeout(1000)  # the answers arrive
+    assert page.locator("#video-told").inner_text() == "every 7 of 5"
+    page.context.close()
+
+
+@pytest.mark.browser
+def test_a_film_that_waits_for_another_can_be_cancelled(browser, served, clip, monkeypatch):
+    begun, gate = [], threading.Event()
+
+    def write(*arguments, progress, **options):
+        begun.append(True)
+        assert gate.wait(60)
+        return write_film(*arguments, progress=progress, **options)
+
+    monkeypatch.setattr(video, "write_film", write)
+    first, second = browser.new_page(), browser.new_page()
+    for page in (first, second):
+        page.set_default_timeout(60_000)
+        page.goto(served)
+        page.get_by_role("tab", name="Video").click()
+        page.locator("#video-layer input").click()
+        page.get_by_role("option", name="block1").click()
+        page.set_input_files("#video-files input[type=file]", clip)
+        page.get_by_text("9 are looked at, for a film of 1.0 s").wait_for()
+        page.get_by_role("button", name="Make the film").click()
+        page.locator("#video .progress-text, #video .meta-text, #video .eta-bar").first.wait_for(state="attached")
+    second.wait_for_timeout(500)
+    second.locator("#video-cancel").click()
+    second.wait_for_timeout(500)
+    gate.set()
+    second.get_by_text("Cancelled; nothing was kept.").wait_for()
+    first.locator("video[src]").wait_for()
+    assert begun == [True]
+    first.close()
+    second.close()

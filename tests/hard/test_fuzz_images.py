@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
 import vtviz
+from tests.pictures import png, png_chunk
 from vtviz.cli import main
 from vtviz.errors import ImageError
 from vtviz.images import LIMITS, load
@@ -313,18 +314,6 @@ def test_hypothesis_finds_no_file_that_breaks_the_gate(data):
 # --- bombs: small files of many pixels, tags or frames
 
 
-def chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-
-def png(width: int, height: int, *more: bytes, pixels: bytes = b"") -> bytes:
-    """A PNG of 1-bit grey with further chunks before its pixels."""
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0))
-    return (
-        b"\x89PNG\r\n\x1a\n" + header + b"".join(more) + chunk(b"IDAT", zlib.compress(pixels, 9)) + chunk(b"IEND", b"")
-    )
-
-
 def gif(canvas: tuple[int, int], frame: tuple[int, int], frames: int = 1) -> bytes:
     picture = b"," + struct.pack("<HHHHB", 0, 0, *frame, 0) + b"\x02\x02\x4c\x01\x00"
     return b"GIF89a" + struct.pack("<HHBBB", *canvas, 0x80, 0, 0) + bytes(6) + picture * frames + b";"
@@ -337,14 +326,14 @@ def tiff(tags: dict[int, tuple[int, int, int]], entries: int | None = None) -> b
 
 
 SQUARE = {256: (4, 1, 9), 257: (4, 1, 9), 258: (3, 1, 8), 259: (3, 1, 1), 262: (3, 1, 1), 278: (4, 1, 9)}
-TEXT = chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(60_000_000), 9))
-PROFILE = chunk(b"iCCP", b"a\0\0" + zlib.compress(bytes(60_000_000), 9))
+TEXT = png_chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(60_000_000), 9))
+PROFILE = png_chunk(b"iCCP", b"a\0\0" + zlib.compress(bytes(60_000_000), 9))
 BOMBS = {
-    "png of 169 megapixels": png(13_000, 13_000, pixels=bytes(13_000 * 1626)),
-    "png of text": png(8, 8, TEXT, pixels=bytes(16)),
-    "png of a profile": png(8, 8, PROFILE, pixels=bytes(16)),
-    "png whose pixels go on": png(8, 8, pixels=bytes(60_000_000)),
-    "png of 100,000 chunks": png(8, 8, *[chunk(b"tEXt", b"a\0b")] * 100_000, pixels=bytes(16)),
+    "png of 169 megapixels": png(13_000, 13_000, 1, 0, bytes(13_000 * 1626)),
+    "png of text": png(8, 8, 1, 0, bytes(16), TEXT),
+    "png of a profile": png(8, 8, 1, 0, bytes(16), PROFILE),
+    "png whose pixels go on": png(8, 8, 1, 0, bytes(60_000_000)),
+    "png of 100,000 chunks": png(8, 8, 1, 0, bytes(16), *[png_chunk(b"tEXt", b"a\0b")] * 100_000),
     "gif canvas": gif((65_535, 65_535), (1, 1)),
     "gif frame": gif((8, 8), (65_535, 65_535)),
     "gif of 50,000 frames": gif((8, 8), (8, 8), 50_000),
@@ -355,7 +344,7 @@ BOMBS = {
     "tiff of 65,535 samples": tiff(SQUARE | {277: (3, 1, 65_535), 273: (4, 1, 8), 279: (4, 1, 9)}),
     "tiff in a circle": b"II*\0" + struct.pack("<IHI", 8, 0, 8),
     "ico of 169 megapixels": struct.pack("<HHHBBBBHHII", 0, 1, 1, 0, 0, 0, 0, 1, 1, 22_000, 22)
-    + png(13_000, 13_000, pixels=bytes(13_000 * 1626)),
+    + png(13_000, 13_000, 1, 0, bytes(13_000 * 1626)),
     "jpeg of 4 gigapixels": b"\xff\xd8\xff\xc0\0\x0b\x08\xff\xff\xff\xff\x01\x01\x11\0\xff\xd9",
     "jpeg of empty segments": b"\xff\xd8" + b"\xff\xe0\0\x02" * 100_000 + b"\xff\xd9",
     "webp of 268 megapixels": b"RIFF\x1e\0\0\0WEBPVP8X\x0a\0\0\0\x10\0\0\0" + b"\xff\x3f\0\xff\x3f\0" + bytes(8),

@@ -265,14 +265,126 @@ def test_a_block_that_fails_leaves_the_old_file_alone(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
+# --- no other way of writing
+
+WRITERS = {"write_text", "write_bytes", "to_csv", "save", "savez", "savez_compressed", "savetxt", "save_file", "tofile"}
+"""Calls that write, unless into what :func:`vtviz.files.replacing` gives."""
+HARMLESS = {"checkpoints.save", "safetensors.torch.save"}
+"""The one gate for weights, which is among the files that are looked at; and what makes bytes of them."""
+OTHERS = {
+    ("jobs.py", "(self.root / '.lock').open('w')"): "a lock, which has no content",
+    ("jobs.py", "(folder / LOG).open('ab')"): "a job's process only adds to its log",
+    ("module.py", "safetensors.torch.save_file(kept, file)"): "of the batch that ended a run, for people to look at",
+}
+
+
+def other_writes(source: str) -> list[ast.Call]:
+    """Calls that write to a file by themselves, or may: a mode that is no constant could be any."""
+    tree = ast.parse(source)
+    safe = [call for block in ast.walk(tree) if isinstance(block, ast.With) for call in _calls_on_replacing(block)]
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    return [call for call in calls if _opens_for_writing(call) or (_writes(call) and call not in safe)]
+
+
+def _calls_on_replacing(block: ast.With) -> list[ast.Call]:
+    """Calls within the block that are given the file of its ``with replacing(...) as file``."""
+    given = [item for item in block.items if isinstance(item.context_expr, ast.Call)]
+    names = {ast.unparse(i.optional_vars) for i in given if _name(i.context_expr) == "replacing" and i.optional_vars}
+    calls = [node for line in block.body for node in ast.walk(line) if isinstance(node, ast.Call)]
+    return [call for call in calls if names & {ast.unparse(each) for each in call.args}]
+
+
+def _name(call: ast.Call) -> str:
+    return call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+
+
+def _writes(call: ast.Call) -> bool:
+    return _name(call) in WRITERS and ast.unparse(call.func) not in HARMLESS
+
+
+def _opens_for_writing(call: ast.Call) -> bool:
+    """``open(file, mode)``, ``path.open(mode)``, and ``os.open`` and the like, which have their own modes."""
+    if _name(call) not in {"open", "fdopen"}:
+        return False
+    module = ast.unparse(call.func).rpartition(".")[0]
+    given = {keyword.arg: keyword.value for keyword in call.keywords}
+    if None in given or any(isinstance(each, ast.Starred) for each in call.args):
+        return True
+    if module == "os":
+        return True
+    place = 1 if module in {"", "io", "gzip", "zipfile", "Image"} else 0  # the file comes first
+    mode = given.get("mode", call.args[place] if len(call.args) > place else ast.Constant("r"))
+    return not (isinstance(mode, ast.Constant) and isinstance(mode.value, str)) or bool(set("wax+") & set(mode.value))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "open(path, 'w')",
+        "open(path, mode='wb')",
+        "open(path, mode)",
+        "open(path, *more)",
+        "open(path, **more)",
+        "open(path, 'r+b')",
+        "open(path, 'x')",
+        "io.open(path, 'w')",
+        "os.open(path, os.O_WRONLY | os.O_CREAT)",
+        "os.fdopen(number, 'w')",
+        "path.open('w')",
+        "path.open('ab')",
+        "path.open(mode='wt')",
+        "path.open('w', encoding='utf-8')",
+        "(folder / 'state.ckpt').open('xb')",
+        "path.write_text('a')",
+        "path.write_bytes(b'a')",
+        "frame.to_csv(path)",
+        "torch.save(state, path)",
+        "np.save(path, array)",
+        "np.savez(path, a=array)",
+        "np.savez_compressed(path, a=array)",
+        "np.savetxt(path, array)",
+        "array.tofile(path)",
+        "safetensors.torch.save_file(tensors, path)",
+        "save_file(tensors, path)",
+        "Image.fromarray(array).save(path)",
+        "with path.open('wb') as file:\n    torch.save(state, file)",
+        "with staged(folder) as stage:\n    np.save(stage / 'a.npy', array)",
+        "with replacing(path) as file:\n    other.open('wb')",
+        "with replacing(path) as file:\n    torch.save(state, path)",
+        "with replacing(path):\n    torch.save(state, file)",
+        "with replacing(path) as file:\n    pass\ntorch.save(state, path)",
+        "def late():\n    if state:\n        torch.save(state, path)",
+    ],
+)
+def test_every_other_way_of_writing_is_found(line):
+    assert other_writes(line)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "open(path)",
+        "path.open()",
+        "path.open('rb')",
+        "path.open(newline='', encoding='utf-8')",
+        "open(path, encoding='utf-8')",
+        "Image.open(path)",
+        "write(path, 'a')",
+        "checkpoints.save(path, model, card)",
+        "data = safetensors.torch.save(tensors)",
+        "with replacing(path) as file:\n    torch.save(state, file)",
+        "with replacing(path) as file:\n    if all:\n        np.savez_compressed(file, **arrays)",
+    ],
+)
+def test_reading_and_replacing_are_let_pass(line):
+    assert not other_writes(line)
+
+
 def test_checkpoints_and_runs_write_no_other_way():
-    """Their modules open nothing for writing by themselves; to job.log, a job's process only adds."""
+    """Their modules write through :mod:`vtviz.files` alone, but for :data:`OTHERS`, all of which are still there."""
     sources = [ROOT / "vtviz" / "checkpoints.py", *sorted((ROOT / "vtviz" / "train").glob("*.py"))]
     assert len(sources) > 15
-    for source in sources:
-        for node in ast.walk(ast.parse(source.read_text())):
-            if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
-                continue
-            name, values = node.func.attr, [a.value for a in node.args if isinstance(a, ast.Constant)]
-            assert name not in {"write_text", "write_bytes", "to_csv"}, f"{source.name}, line {node.lineno}"
-            assert name != "open" or not {"wb", "wt"} & set(values), f"{source.name}, line {node.lineno}"
+    found = {(file.name, ast.unparse(call)): call.lineno for file in sources for call in other_writes(file.read_text())}
+    unknown = [f"{file}, line {line}: {code}" for (file, code), line in found.items() if (file, code) not in OTHERS]
+    assert not unknown
+    assert set(found) == set(OTHERS)
