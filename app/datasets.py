@@ -43,7 +43,7 @@ class DataRoot:
             raise ConfigError(f"there is no data set {str(name)[:80]!r}{did_you_mean(str(name), names)}")
         folder = (self.root / name).resolve()
         try:
-            for link in _links(folder):
+            for link in _links(folder, {folder}):
                 if not self._holds(link):
                     raise DataError(f"{link.relative_to(self.root)} is a link to outside of the data root")
         except OSError as error:
@@ -114,11 +114,17 @@ def _has_image(folder: Path) -> bool:
         return False
 
 
-def _links(folder: Path) -> Iterator[Path]:
-    """Every symbolic link in a folder; the folders that links lead to are not entered."""
+def _links(folder: Path, entered: set[Path]) -> Iterator[Path]:
+    """Every symbolic link in a folder, and then those in the folder that it leads to, once each."""
     with os.scandir(folder) as entries:
         for entry in entries:
+            path = Path(entry.path)
             if entry.is_symlink():
-                yield Path(entry.path)
-            elif entry.is_dir(follow_symlinks=False):
-                yield from _links(Path(entry.path))
+                yield path
+                path = path.resolve()
+                if not path.is_dir() or path in entered:
+                    continue
+                entered.add(path)
+            elif not entry.is_dir():
+                continue
+            yield from _links(path, entered)

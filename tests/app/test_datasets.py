@@ -56,3 +56,18 @@ def test_a_class_that_may_not_be_looked_into_is_told_in_one_line(root, forbid):
     forbid(root / "pets" / "train" / "emu")
     with pytest.raises(DataError, match="pets/train/emu cannot be read: Permission denied"):
         DataRoot(root).path("pets")
+
+
+def test_a_link_to_the_outside_is_found_behind_a_link_that_stays_inside(root, tmp_path):
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(outside / "secret.png")
+    store = root / "store" / "deep" / "er" / "emu"
+    store.mkdir(parents=True)
+    (store / "1.png").symlink_to(root / "pets" / "train" / "cat" / "1.png")
+    (root / "pets" / "train" / "emu").symlink_to(store)
+    (root / "pets" / "train" / "again").symlink_to(root / "pets")  # round and round
+    assert DataRoot(root).path("pets") == root / "pets"
+    (store / "2.png").symlink_to(outside / "secret.png")
+    with pytest.raises(DataError, match=r"store/deep/er/emu/2\.png is a link to outside of the data root"):
+        DataRoot(root).path("pets")

@@ -58,19 +58,26 @@ def test_batches_depend_on_seed_epoch_and_their_number_alone(store):
 
 
 def test_crops_lie_inside_the_image_with_the_area_and_aspect_asked_for(store):
-    theta = loader(store, "crop", scale=(0.3, 0.5))._crops(2000, np.random.default_rng(0))
+    aspect = np.repeat([1.0, 1.5, 0.6], 1000)  # width / height
+    theta = loader(store, "crop", scale=(0.3, 0.5))._crops(aspect, np.random.default_rng(0))
     width, height = np.abs(theta[:, 0, 0]), theta[:, 1, 1]
     assert np.all(np.abs(theta[:, 0, 2]) + width <= 1 + 1e-9)
     assert np.all(np.abs(theta[:, 1, 2]) + height <= 1 + 1e-9)
     assert 0.3 <= (width * height).min() < 0.31
     assert 0.49 < (width * height).max() <= 0.5 + 1e-9
-    assert 3 / 4 - 1e-9 <= (width / height).min() < 0.76
+    whole = (width < 1) & (height < 1)  # a crop as wide as the image cannot have the shape that was drawn
+    shape = aspect * width / height  # in pixels
+    for value in (1.0, 1.5, 0.6):
+        drawn = shape[whole & (aspect == value)]
+        assert 3 / 4 - 1e-9 <= drawn.min() < 0.78
+        assert 1.28 < drawn.max() <= 4 / 3 + 1e-9
+        assert abs(np.median(np.log(drawn))) < 0.06
     assert 0.45 < (theta[:, 0, 0] < 0).mean() < 0.55
     assert np.abs(theta[:, 0, 2]).max() > 0.3  # and not only in the middle
 
 
 def test_flip_keeps_the_whole_image(store):
-    theta = loader(store, "flip")._crops(100, np.random.default_rng(0))
+    theta = loader(store, "flip")._crops(np.full(100, 1.5), np.random.default_rng(0))
     assert set(theta[:, 0, 0]) == {-1.0, 1.0}
     assert np.all(theta[:, 1, 1] == 1)
     assert np.all(theta[:, :, 2] == 0)

@@ -1,3 +1,5 @@
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -92,6 +94,13 @@ def test_a_sample_depends_on_seed_epoch_and_image_alone(folder):
     assert not torch.equal(data[[Draw(2, 6, 32)]][0], alone[0])
     assert not torch.equal(training_set(folder, jitter=0.4, seed=4)[[Draw(2, 5, 32)]][0], alone[0])
     assert not torch.equal(training_set(folder, jitter=0.0)[[Draw(2, 5, 32)]][0], alone[0])
+
+
+def test_a_process_that_is_not_forked_gives_the_same_samples(folder):
+    data = training_set(folder, jitter=0.4)
+    draws = [Draw(2, 5, 32)]
+    again = pickle.loads(pickle.dumps(data))
+    assert all(torch.equal(a, b) for a, b in zip(again[draws], data[draws], strict=True))
 
 
 def test_a_file_that_cannot_be_read_is_left_out_up_to_a_bound(folder, caplog):

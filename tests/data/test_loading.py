@@ -1,3 +1,4 @@
+import sys
 from collections import Counter
 
 import numpy as np
@@ -24,6 +25,7 @@ from vtviz.data.loading import (
 from vtviz.data.store import PixelStore
 from vtviz.errors import ConfigError
 from vtviz.predictor import Predictor
+from vtviz.train.run import _default_workers
 
 SIZES = parse_sizes("32-64@0.5,64")
 
@@ -229,3 +231,16 @@ def test_processes_share_the_evaluation_out():
     assert Counter(map(tuple, parts[0] + parts[1])) == Counter(map(tuple, whole))
     # none may go empty: it would wait for the others for ever
     assert all(list(SameShapeBatches(shapes, 2, rank=rank, world=4)) == whole for rank in range(4))
+
+
+def test_data_processes_are_forked_on_linux_and_nowhere_else(store, monkeypatch):
+    data, the_plan = (
+        TrainingSet(store, TARGETS, augment="none", crop_scale=(1, 1), seed=0),
+        BatchPlan(5, 4, SIZES, epochs=1, seed=0),
+    )
+    for system, way in (("linux", "fork"), ("darwin", None)):
+        monkeypatch.setattr(sys, "platform", system)
+        context = training_loader(data, the_plan, workers=1).multiprocessing_context
+        assert (context and context.get_start_method()) == way
+    assert _default_workers("cuda") == 0  # there each would get a copy of all photos
+    assert training_loader(data, the_plan).multiprocessing_context is None

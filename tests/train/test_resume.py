@@ -1,5 +1,6 @@
 """A killed run goes on as if nothing had happened, and two processes are as good as one."""
 
+import math
 import os
 import subprocess
 import sys
@@ -9,7 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from vtviz.train.callbacks import read_metrics
+from vtviz.errors import ConfigError, TrainingError
+from vtviz.train.callbacks import AtomicCheckpoints, read_metrics
 from vtviz.train.job import STATE
 from vtviz.train.run import train
 
@@ -51,7 +53,7 @@ def test_a_run_killed_in_the_middle_of_an_epoch_ends_with_the_same_weights(balls
     ours, theirs = (torch.load(run / STATE, weights_only=False) for run in (killed, whole))
     for kind in ("state_dict", "current_model_state"):  # float32: the averages and the weights themselves
         assert all(torch.equal(ours[kind][key], theirs[kind][key]) for key in theirs[kind])
-    speed = {"images_per_s", "data_wait", "mfu"}
+    speed = {"images_per_s", "data_wait", "mfu", "validation_s"}
     same = [{k: v for k, v in row.items() if k not in speed} for row in read_metrics(whole)]
     rows = [{k: v for k, v in row.items() if k not in speed} for row in read_metrics(killed)]
     assert rows == same
@@ -63,6 +65,58 @@ def test_a_run_killed_before_its_first_epoch_ends_starts_again(tiny_job):
     for file in (run / STATE, run / "last.safetensors", run / "best.safetensors"):
         file.unlink()
     assert len(read_metrics(train(job, resume=True))) == 1
+
+
+@pytest.mark.parametrize("workers", [0, 1])  # a data-loading process draws the order before the epoch is told
+def test_a_run_stopped_between_its_metrics_and_its_state_does_the_epoch_again(tiny_job, monkeypatch, workers):
+    """The metrics are then one epoch ahead of the state."""
+    options = {"epochs": 3, "mixup": 0.2, "ema": 0.0}
+    whole = train(tiny_job("whole", recipe=options, workers=workers))
+
+    def full(self, checkpoint, path, storage_options=None):
+        if checkpoint["epoch"] == 1:
+            raise OSError(28, "No space left on device")
+        save(self, checkpoint, path, storage_options)
+
+    save = AtomicCheckpoints.save_checkpoint
+    monkeypatch.setattr(AtomicCheckpoints, "save_checkpoint", full)
+    with pytest.raises(TrainingError, match="No space left on device; the last whole epoch is kept"):
+        train(tiny_job("stopped", recipe=options, workers=workers))
+    monkeypatch.undo()
+    stopped = train(tiny_job("stopped", recipe=options, workers=workers), resume=True)
+    assert [row["epoch"] for row in read_metrics(stopped)] == [1, 2, 3]
+    ours, theirs = (load_file(run / "last.safetensors") for run in (stopped, whole))
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
+@pytest.mark.parametrize("batch_size", [4, 12])
+def test_a_run_that_goes_on_with_another_batch_keeps_to_its_schedule(tiny_job, batch_size):
+    options = {"epochs": 2, "schedule": "cosine", "warmup_epochs": 0.0}
+    run = train(tiny_job(recipe=options | {"epochs": 1}))
+    train(tiny_job(recipe=options | {"epochs": 4, "batch_size": batch_size}), resume=True)
+    at_the_end = [1e-3 * 0.5 * (1 + math.cos(math.pi * epoch / 4)) for epoch in (2, 3, 4)]
+    assert [row["lr"] for row in read_metrics(run)][1:] == pytest.approx(at_the_end, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"model": "resnet18"}, "its model: it has vt_resnet18, got resnet18"),
+        (
+            {"model_options": {"num_tokens": 6, "channels": 32, "token_channels": 32, "heads": 2}},
+            "its num_tokens: it has 4, got 6",
+        ),
+        ({"recipe": {"ema": 0.0}}, r"its averaging: it has an average of its weights \(ema\), got no average"),
+        ({"recipe": {"optimizer": "sgd"}}, "its optimizer: it has adamw, got sgd"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_a_run_that_goes_on_keeps_its_model_and_nothing_is_written(trained_copy, tiny_job, change, said):
+    before = {path: path.read_bytes() for path in trained_copy.rglob("*") if path.is_file()}
+    with pytest.raises(ConfigError, match=f"a resumed run cannot change {said}"):
+        train(tiny_job(trained_copy, **change), resume=True)
+    after = {path: path.read_bytes() for path in trained_copy.rglob("*") if path.is_file()}
+    assert after == before
 
 
 def test_two_processes_do_what_one_does_that_accumulates(make_folder, tiny_job, tmp_path, quick):

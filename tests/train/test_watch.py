@@ -1,15 +1,16 @@
 """What is told of a run: what it will cost, and how far it is."""
 
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 
 from vtviz.data.folder import open_folder
 from vtviz.errors import DataError
-from vtviz.train.jobs import LOG
+from vtviz.train import watch
+from vtviz.train.jobs import LOG, Jobs
 from vtviz.train.recipes import RECIPES
-from vtviz.train.watch import count_cost, mean_side, read_log, read_progress
+from vtviz.train.watch import Cost, count_cost, estimate_seconds, mean_side, read_log, read_progress
 
 QUICK = RECIPES["small"]
 
@@ -27,6 +28,16 @@ def test_the_cost_counts_what_training_reads(balls, tmp_path):
     assert cost.steps == 3
     with pytest.raises(DataError, match="has no class folders"):
         count_cost(tmp_path, QUICK)
+
+
+def test_what_a_trial_writes_once_is_reckoned_once_an_epoch(monkeypatch, tmp_path):
+    """Of 1,280 photos in 10 s, 256 validated in 1 s, and 2 s for the checkpoint."""
+    row = {"images_per_s": 128.0, "validation_s": 1.0}
+    monkeypatch.setattr(watch, "_measure", lambda trials, training, jobs: (row, 13.0))
+    training = {"recipe": asdict(replace(QUICK, epochs=3, batch_size=128))}
+    assert estimate_seconds(Jobs(tmp_path), training, Cost(12_800, 10_240, 10, 300)) == pytest.approx(
+        3 * (100 + 40 + 2)
+    )
 
 
 def test_a_log_is_read_without_bars_repeated_and_without_tracebacks(tmp_path):

@@ -51,6 +51,7 @@ class DeviceLoader:
         for index in range(len(store)):
             by_shape.setdefault(store.shape(index), []).append(index)
         self._pixels = [torch.stack([store[i] for i in members]).to(device) for members in by_shape.values()]
+        self._aspect = np.array([width / height for height, width in by_shape])
         self._group = np.empty(len(store), np.int64)
         self._place = np.empty(len(store), np.int64)
         for number, members in enumerate(by_shape.values()):
@@ -68,8 +69,8 @@ class DeviceLoader:
             yield self._batch(indices, draws[0].size, rng)
 
     def _batch(self, indices: np.ndarray, size: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        theta = self._on_device(self._crops(len(indices), rng))
         groups = self._group[indices]
+        theta = self._on_device(self._crops(self._aspect[groups], rng))
         parts, order = [], []
         for number in np.unique(groups):
             members = np.flatnonzero(groups == number)
@@ -83,10 +84,11 @@ class DeviceLoader:
             images = _jitter(images, self._on_device(rng.uniform(1 - JITTER, 1 + JITTER, (3, len(indices), 1, 1, 1))))
         return images, self.targets[self._on_device(indices)]
 
-    def _crops(self, n: int, rng: np.random.Generator) -> np.ndarray:
-        """Affine matrices (n, 2, 3) from output to input in [-1, 1] coordinates."""
+    def _crops(self, aspect: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Affine matrices (n, 2, 3) from output to input in [-1, 1] coordinates, for images of this width / height."""
+        n = len(aspect)
         area = rng.uniform(*self.crop_scale, n)
-        ratio = np.exp(rng.uniform(-RATIO, RATIO, n))
+        ratio = np.exp(rng.uniform(-RATIO, RATIO, n)) / aspect  # of the crop in pixels -> in the image's own sides
         corner = rng.uniform(0, 1, (2, n))
         mirror = np.where(rng.uniform(size=n) < 0.5, -1.0, 1.0)
         width = np.minimum(1, np.sqrt(area * ratio))

@@ -14,7 +14,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tvf
 
 from vtviz import geometry
-from vtviz.data.loading import Draw, SameShapeBatches, mix_seed
+from vtviz.data.loading import Draw, SameShapeBatches, mix_seed, worker_options
 from vtviz.data.segmentation import IGNORE, SegmentationDataset
 from vtviz.errors import DataError
 
@@ -95,7 +95,7 @@ class SegmentationTrainingSet(Dataset):
         self, data: SegmentationDataset, *, eval_size: int, scale: tuple[float, float], jitter: float, seed: int
     ) -> None:
         self.data, self.seed = data, seed
-        self._crop: Callable[[int], v2.Transform] = lambda size: ScaledCrop(size, eval_size, scale)
+        self.eval_size, self.scale = eval_size, scale
         colour = [v2.ColorJitter(jitter, jitter, jitter)] if jitter > 0 else []
         self._rest = v2.Compose([Mirror(data.mirror_pairs), *colour])
         self._left_out: set[int] = set()
@@ -118,7 +118,7 @@ class SegmentationTrainingSet(Dataset):
         image, labels = self._read_near(draw.image, bounded=draw.epoch == 0)
         torch.default_generator.manual_seed(mix_seed(self.seed, draw.epoch, draw.image))  # of the CPU alone: cheap
         pair = tv_tensors.Image(image), tv_tensors.Mask(labels.to(torch.uint8))
-        image, labels = self._rest(*self._crop(draw.size)(*pair))
+        image, labels = self._rest(*ScaledCrop(draw.size, self.eval_size, self.scale)(*pair))
         return image.as_subclass(Tensor), labels.as_subclass(Tensor)
 
     def _read_near(self, index: int, *, bounded: bool) -> tuple[Tensor, Tensor]:
@@ -166,4 +166,4 @@ def segmentation_loader(
     """Batches (N, 3, h, w) float32 and labels (N, H, W) int64 of images of one size."""
     shapes = [data.data.shape(i) for i in range(len(data))]
     batches = SameShapeBatches(shapes, batch_size, rank=rank, world=world)
-    return DataLoader(data, batch_sampler=batches, num_workers=workers)
+    return DataLoader(data, batch_sampler=batches, **worker_options(workers))

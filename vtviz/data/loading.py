@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -228,14 +229,26 @@ def evaluation_loader(
     """Batches (N, 3, h, w) float32 in [0, 1] and targets (N,), grouped by input shape."""
     shapes = [data.input_shape(i) for i in range(len(data))]
     batches = SameShapeBatches(shapes, batch_size, rank=rank, world=world)
-    return DataLoader(data, batch_sampler=batches, num_workers=workers)
+    return DataLoader(data, batch_sampler=batches, **worker_options(workers))
 
 
 def training_loader(data: Dataset, plan: BatchPlan, *, workers: int = 0, pin: bool = False) -> DataLoader:
     """The plan's batches. The plan stands where a sampler does, so that Lightning tells it the epoch."""
-    return DataLoader(
-        data, sampler=plan, batch_size=None, num_workers=workers, persistent_workers=workers > 0, pin_memory=pin
-    )
+    options = worker_options(workers) | {"persistent_workers": workers > 0, "pin_memory": pin}
+    return DataLoader(data, sampler=plan, batch_size=None, **options)
+
+
+def can_fork() -> bool:
+    """Whether data-loading processes share the decoded images: where not, each would get a copy of all of them.
+
+    Only on Linux: macOS has fork too, but its libraries do not bear it.
+    """
+    return sys.platform == "linux"
+
+
+def worker_options(workers: int) -> dict[str, Any]:
+    """What a ``DataLoader`` takes to start so many processes; Python 3.14 no longer forks by itself."""
+    return {"num_workers": workers, "multiprocessing_context": "fork" if workers > 0 and can_fork() else None}
 
 
 def mix_seed(*parts: int) -> int:

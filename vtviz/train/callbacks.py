@@ -113,6 +113,7 @@ class RunFolder(Callback):
             )
         write_probe(self.folder, Predictor(self._snapshot, card), self.probe, epoch)
         speed = {"images_per_s": self.progress.images_per_s, "data_wait": self.progress.wait, "mfu": self.progress.mfu}
+        speed["validation_s"] = self.progress.validating
         self._append({"epoch": epoch, "lr": trainer.optimizers[0].param_groups[0]["lr"], **speed, **metrics})
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002

@@ -53,6 +53,7 @@ class Training(L.LightningModule):
         self._losses: dict[str, list[Tensor]] = {}
         self._unchecked: tuple[Tensor, Tensor, Tensor, int] | None = None
         self._maps: list[list[np.ndarray]] = []
+        self._steps = 1
 
     def accuracy(self, metrics: dict[str, float]) -> dict[str, Any]:
         """What the card says of a validation whose logged metrics are these."""
@@ -63,8 +64,12 @@ class Training(L.LightningModule):
         return self.preprocessing.normalize(images).contiguous(memory_format=torch.channels_last)
 
     def on_train_start(self) -> None:
-        """Let the recipe's rates and decays hold where a run goes on: its state would bring those it had before."""
+        """Let the recipe's rates and decays hold where a run goes on: its state would bring those it had before.
+
+        It counts steps, too, of which an epoch may have had another number.
+        """
         scheduler: Any = self.lr_schedulers()
+        scheduler.last_epoch = self.trainer.current_epoch * self._steps
         scheduler.base_lrs = [group["lr"] for group in self._parameter_groups()]
         factor = scheduler.lr_lambdas[0](scheduler.last_epoch)
         for group, wanted in zip(scheduler.optimizer.param_groups, self._parameter_groups(), strict=True):
@@ -155,8 +160,8 @@ class Training(L.LightningModule):
             optimizer = torch.optim.RMSprop(
                 groups, lr=recipe.lr, momentum=recipe.momentum, alpha=recipe.rmsprop_decay, eps=recipe.rmsprop_eps
             )
-        steps = max(1, math.ceil(self.trainer.estimated_stepping_batches / recipe.epochs))
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: recipe.learning_rate(step / steps))
+        self._steps = max(1, math.ceil(self.trainer.estimated_stepping_batches / recipe.epochs))
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: recipe.learning_rate(step / self._steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def _parameter_groups(self) -> list[dict[str, Any]]:

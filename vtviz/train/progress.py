@@ -22,6 +22,7 @@ class Progress(TQDMProgressBar):
     Attributes:
         images_per_s: of this epoch so far, over all processes.
         wait: share of this epoch's time spent waiting for data.
+        validating: seconds that the last validation took.
         mfu: model FLOPs utilisation of this epoch so far: the FLOP/s that the model's own forward and backward passes
             need (not a teacher's), over those that the device could do; 0 where it cannot be told. See
             :mod:`vtviz.train.flops`.
@@ -29,11 +30,11 @@ class Progress(TQDMProgressBar):
 
     def __init__(self) -> None:
         super().__init__(refresh_rate=10)
-        self.images_per_s = self.wait = self.mfu = 0.0
+        self.images_per_s = self.wait = self.mfu = self.validating = 0.0
         self._step: StepFlops | None = None
         self._peak = self._computed = 0.0
         self._batch = self._images = 0
-        self._began = self._waiting_since = self._waited = 0.0
+        self._began = self._waiting_since = self._waited = self._validation_began = 0.0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Count the model's FLOPs and find the device's, which takes about half a second."""
@@ -74,6 +75,15 @@ class Progress(TQDMProgressBar):
             share = self._computed / passed / self._peak
             self.mfu = share if share <= 1 else 0.0  # a peak that training outruns was measured on a busy machine
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start the validation's clock."""
+        super().on_validation_start(trainer, pl_module)
+        self._validation_began = time.perf_counter()
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002
+        """Stop it, before the run's folder is written."""
+        self.validating = time.perf_counter() - self._validation_began
 
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
         """What stands behind the bar."""

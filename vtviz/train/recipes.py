@@ -18,7 +18,8 @@ CHOICES = {
 }
 """Field -> the words that it takes."""
 RANGES = {
-    **dict.fromkeys(("epochs", "batch_size"), ("at least 1", lambda v: v >= 1)),
+    "epochs": ("from 1 to 100000", lambda v: 1 <= v <= 100_000),
+    "batch_size": ("at least 1", lambda v: v >= 1),
     **dict.fromkeys(("lr", "temperature", "rmsprop_eps"), ("positive", lambda v: v > 0)),
     **dict.fromkeys(
         ("label_smoothing", "ema", "dropout", "drop_path", "momentum"), ("in [0, 1)", lambda v: 0 <= v < 1)

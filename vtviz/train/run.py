@@ -16,9 +16,9 @@ from filelock import FileLock, Timeout
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from vtviz.data.loading import BatchPlan, parse_sizes
+from vtviz.data.loading import BatchPlan, can_fork, parse_sizes
 from vtviz.errors import ConfigError, TrainingError, VtvizError
-from vtviz.train.callbacks import AtomicCheckpoints, Averaging, RunFolder, read_metrics
+from vtviz.train.callbacks import AtomicCheckpoints, Averaging, RunFolder
 from vtviz.train.evaluation import pick_device
 from vtviz.train.job import JOB, STATE, TrainingJob, write_job
 from vtviz.train.progress import Progress
@@ -69,7 +69,6 @@ def train(job: TrainingJob, *, resume: bool = False) -> Path:
         world=world,
         accumulate=accumulate,
     )
-    plan.set_epoch(len(read_metrics(out)))  # Lightning fetches a batch before it says which epoch comes
     workers = job.workers if job.workers is not None else _default_workers(accelerator)
     loaders = task.training(plan, accelerator, workers), task.validation(micro, workers, rank, world)
     if job.compile:
@@ -83,9 +82,15 @@ def train(job: TrainingJob, *, resume: bool = False) -> Path:
                 _refuse_held(state)
             write_job(out, job, task.skipped)
         path = str(state) if resume and state.is_file() else None
+        plan.set_epoch(_epochs_done(state) if path else 0)  # Lightning fetches a batch before it says which epoch comes
         # weights_only=False: this run's own state, optimiser and loops and not only tensors
         trainer.fit(task.module, *loaders, ckpt_path=path, weights_only=False if path else None)
     return out
+
+
+def _epochs_done(state: Path) -> int:
+    """Whole epochs that a run's state is of; its metrics may be one ahead, where a kill came between the two."""
+    return int(torch.load(state, map_location="cpu", mmap=True, weights_only=False)["epoch"]) + 1
 
 
 def _refuse_held(state: Path) -> None:
@@ -165,6 +170,8 @@ def _accelerator(job: TrainingJob) -> str:
 
 
 def _default_workers(accelerator: str) -> int:
+    if not can_fork():
+        return 0
     cores = os.cpu_count() or 1
     return max(0, min(15, cores - 1)) if accelerator == "cuda" else min(1, cores - 1)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,10 @@ from vtviz.train.recipes import RECIPES, Recipe, SegmentationRecipe
 
 MEMORY = 12 * 2**30
 """Bytes of decoded images that a machine keeps at most, shared among its processes."""
+FIXED = ("optimizer", "freeze", "layer_decay")
+"""Fields of a recipe that a run's state is of."""
+RATES = ("dropout", "drop_path")
+"""Fields of a model's configuration that come from the recipe, and leave no trace in its weights."""
 LAST_LAYER = {"classification": "fc.", "segmentation": "head.predictor."}
 """Task -> what the names of its last layer's weights begin with."""
 
@@ -153,19 +157,42 @@ def started_from(start: str | None) -> dict[str, Any]:
     return {"started_from": {**said, "epochs": before.epochs}}
 
 
-def check_resumable(job: TrainingJob, class_ids: Sequence[str]) -> None:
-    """Raise an error where a run that goes on would get other classes or another optimiser than its state is of."""
+def check_resumable(job: TrainingJob, class_ids: Sequence[str], name: str, model: Classifier | Segmenter) -> None:
+    """Raise an error where a run that goes on would get other classes, another model or optimiser than its state's.
+
+    Args:
+        job: to go on with.
+        class_ids: of its data.
+        name: of its model in the registry.
+        model: from :func:`make_model`.
+    """
     out = Path(job.out)
     if not (out / STATE).is_file():
         return
     recipe = read_job(out).recipe
-    for name in ("optimizer", "freeze", "layer_decay"):
-        if (was := getattr(recipe, name)) != (now := getattr(job.recipe, name)):
-            raise ConfigError(f"a resumed run cannot change its {name}: it has {was}, got {now}")
-    old = checkpoints.read_card(out / "last.safetensors").class_ids
-    if old != tuple(class_ids):
-        differ = sorted(set(old) ^ set(class_ids))
+    card = checkpoints.read_card(out / "last.safetensors")
+    if card.class_ids != tuple(class_ids):
+        differ = sorted(set(card.class_ids) ^ set(class_ids))
         raise DataError(
-            f"the run in {out} has {len(old)} classes, {job.data} has {len(class_ids)}; "
+            f"the run in {out} has {len(card.class_ids)} classes, {job.data} has {len(class_ids)}; "
             f"they differ in {', '.join(differ[:3]) or 'their order'}"
         )
+    kept = [(field, getattr(recipe, field), getattr(job.recipe, field)) for field in FIXED]
+    kept += [("averaging", _averaging(recipe), _averaging(job.recipe)), ("model", card.model, name)]
+    if card.model == name:
+        was_built, is_built = _flat(card.config), _flat(config_to_dict(model.config))
+        kept += [(key, value, is_built.get(key)) for key, value in was_built.items() if key not in RATES]
+    for field, was, now in kept:
+        if was != now:
+            raise ConfigError(f"a resumed run cannot change its {field}: it has {was}, got {now}")
+
+
+def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration with the fields of its parts beside its own."""
+    return {
+        k: v for name, value in config.items() for k, v in (value if isinstance(value, dict) else {name: value}).items()
+    }
+
+
+def _averaging(recipe: Recipe) -> str:
+    return "an average of its weights (ema)" if recipe.ema > 0 else "no average of its weights (ema)"

@@ -153,9 +153,10 @@ def estimate_seconds(jobs: Jobs, training: Mapping[str, Any], cost: Cost) -> flo
     val = min(cost.val, 2 * recipe.batch_size)
     short = {**training["recipe"], "epochs": 2, "sizes": str(mean_side(recipe))}
     with tempfile.TemporaryDirectory(prefix="vtviz-trial-", ignore_cleanup_errors=True) as folder:
-        rate, epoch = _measure(Jobs(folder), {**training, "recipe": short, "limit": train, "val_limit": val}, jobs)
-    rest = max(0.0, epoch - train / rate)  # validating, and writing the checkpoint
-    return recipe.epochs * (cost.train / rate + rest * cost.val / val)
+        row, epoch = _measure(Jobs(folder), {**training, "recipe": short, "limit": train, "val_limit": val}, jobs)
+    training_s, validation_s = train / row["images_per_s"], row["validation_s"]
+    writing = max(0.0, epoch - training_s - validation_s)  # the checkpoint and the probe: the same of any number
+    return recipe.epochs * (training_s * cost.train / train + validation_s * cost.val / val + writing)
 
 
 def _refuse_company(jobs: Jobs) -> None:
@@ -163,8 +164,8 @@ def _refuse_company(jobs: Jobs) -> None:
         raise ConfigError(f"{running[0]} is at work, and a trial beside it would measure both; try when it has ended")
 
 
-def _measure(trials: Jobs, training: Mapping[str, Any], jobs: Jobs) -> tuple[float, float]:
-    """Images a second in the second of two epochs, and how long that took with everything, in seconds.
+def _measure(trials: Jobs, training: Mapping[str, Any], jobs: Jobs) -> tuple[dict[str, float], float]:
+    """The metrics of the second of two epochs, and how long that took with everything, in seconds.
 
     A job that is started meanwhile goes before: the trial ends.
     """
@@ -187,4 +188,4 @@ def _measure(trials: Jobs, training: Mapping[str, Any], jobs: Jobs) -> tuple[flo
         job = trials.get(job.name)
     if job.state != "done" or len(ends) < 2:
         raise TrainingError(job.error or "the trial ended early")
-    return rows[-1]["images_per_s"], ends[1] - ends[0]
+    return rows[-1], ends[1] - ends[0]
