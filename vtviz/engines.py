@@ -27,6 +27,7 @@ from vtviz import __version__, graph
 from vtviz.errors import ConfigError, did_you_mean
 from vtviz.files import write
 from vtviz.hooks import Layer, record
+from vtviz.models.folding import to_bfloat16
 from vtviz.models.registry import config_to_dict
 
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
@@ -200,7 +201,7 @@ def open_engine(name: str, model: nn.Module, *, dtype: str = "float32", weights:
 
     Args:
         name: "torch", "onnxruntime" or "openvino".
-        model: the other two run on the CPU, and take the model as it is now.
+        model: taken as it is now, but by torch in float32, which runs the model itself. The other two run on the CPU.
         dtype: "float32", or "bf16" of torch and openvino.
         weights: sha256 of the checkpoint that the model comes from, unchanged: its graph is then kept in
             :func:`cache_folder` for the next time, as writing one takes seconds.
@@ -210,7 +211,7 @@ def open_engine(name: str, model: nn.Module, *, dtype: str = "float32", weights:
     """
     check_engine(name, dtype)
     if name == "torch":
-        return TorchEngine(model, dtype)
+        return TorchEngine(model if dtype == "float32" else to_bfloat16(model), dtype)
     if (device := next(model.parameters()).device).type != "cpu":
         raise ConfigError(f"engine {name!r} runs on the CPU, got device {str(device)!r}")
     onnx = _cached(model, weights) if weights else graph.to_onnx(graph.trace(graph.freeze(model)))

@@ -141,7 +141,9 @@ def test_every_answer_is_the_serial_one(clients, each, served, photos, tmp_path,
     expected = {call: answer(alone, call) for call in dict.fromkeys(itertools.chain(*plan))}
 
     def work(number: int) -> list[tuple[Any, ...]]:
-        client = Client(served.url, verbose=False, download_files=tmp_path / str(number))
+        # its own limit is 5 s, for a page that 31 others ask
+        patient = {"timeout": 120}
+        client = Client(served.url, verbose=False, download_files=tmp_path / str(number), httpx_kwargs=patient)
         wrong = [call for call in plan[number] if answer(client, call) != expected[call]]
         client.close()
         return wrong
