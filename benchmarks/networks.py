@@ -26,7 +26,7 @@ def forward() -> Iterator[Row]:
     for dtype in ("float32", "bf16"):
         for batch in (1, 16):
             x = torch.randn(batch, 3, 224, 224)
-            a, b = (partial(TorchEngine(model, dtype), x) for model in (ours, plain))
+            a, b = (partial(open_engine("torch", model, dtype=dtype), x) for model in (ours, plain))
             yield compare(
                 f"forward.{dtype}.b{batch}",
                 f"VT-ResNet-18 ÷ ResNet-18, forward, {dtype}, batch {batch}",

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from vtviz.models.layers import Pointwise
@@ -30,10 +30,25 @@ def to_bfloat16(model: nn.Module) -> nn.Module:
     Autocast alone converts every weight at every call, which takes longer than a small batch gains.
     """
     folded = fold(model)
-    for module in folded.modules():
+    for module in list(folded.modules()):
+        if isinstance(module, Pointwise) and isinstance(module.conv, nn.Conv1d) and module.conv.groups == 1:
+            module.conv = _Tokenwise(module.conv)  # type: ignore[assignment]
         if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Linear):
             module.to(torch.bfloat16)
     return folded.to(memory_format=torch.channels_last)
+
+
+class _Tokenwise(nn.Linear):
+    """A 1x1 convolution of tokens as a linear layer: of a few tokens, in bfloat16, a CPU does that twice as fast."""
+
+    def __init__(self, conv: nn.Conv1d) -> None:
+        super().__init__(conv.in_channels, conv.out_channels, device="meta")
+        self.weight, self.bias = nn.Parameter(conv.weight[:, :, 0].detach()), conv.bias  # type: ignore[assignment]
+        self.to(torch.bfloat16)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(N, C_in, L) -> (N, C_out, L)."""
+        return super().forward(tokens.transpose(1, 2).contiguous()).transpose(1, 2)
 
 
 def _pairs(module: nn.Module) -> Iterator[tuple[Any, str, str]]:
