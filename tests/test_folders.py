@@ -134,8 +134,11 @@ def resident(pid: int) -> float:
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads the memory of a process from /proc")
-@pytest.mark.parametrize("times", [6, pytest.param(200, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])])
-def test_memory_stays_flat(times, tiny_checkpoint, tmp_path, chelsea, astronaut, tally):
+@pytest.mark.parametrize(
+    ("times", "most"),  # kB an image, whose arrays alone are 100: the allocator's steps of some MB hide less among 300
+    [(6, 50), pytest.param(200, 20, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])],
+)
+def test_memory_stays_flat(times, most, tiny_checkpoint, tmp_path, chelsea, astronaut, tally):
     paths = fill(tmp_path / "in", [chelsea, astronaut], 50)
     for i in range(50, 50 * times):
         os.link(paths[i % 50], tmp_path / "in" / f"again{i}.jpg")
@@ -153,5 +156,5 @@ def test_memory_stays_flat(times, tiny_checkpoint, tmp_path, chelsea, astronaut,
     images, megabytes = np.array([(i, held) for i, held in seen if i >= 50 and held]).T
     assert len(images) > 1.5 * times
     slope = np.polyfit(images, megabytes, 1)[0]
-    assert slope * 10_000 < 10_000 * 0.02, f"{slope * 1000:.1f} kB an image"  # an image's arrays alone are 100 kB
+    assert slope * 1000 < most, f"{slope * 1000:.1f} kB an image"
     tally("photos extracted while memory stayed flat", 50 * times)
