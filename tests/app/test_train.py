@@ -100,7 +100,7 @@ def test_the_form_becomes_a_job(train, data_root, models):
         (1, SCRIPT, "training cannot start from &#x27;&lt;script&gt;"),
         (2, "smal", "did you mean &#x27;small&#x27;"),
         (2, "segment_small", "there is no recipe"),
-        (3, 0, "epochs must be at least 1"),
+        (3, 0, "epochs must be from 1 to 100000"),
         (3, 1.5, "must be whole numbers"),
         (3, None, "must be whole numbers"),
         (3, float("inf"), "must be whole numbers"),
