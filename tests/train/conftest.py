@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vtviz.train.callbacks import SPEED, read_metrics
 from vtviz.train.job import TrainingJob
 from vtviz.train.recipes import make_recipe
 from vtviz.train.run import train
@@ -73,6 +74,12 @@ def trained(balls, tmp_path_factory):
 def trained_copy(trained, tmp_path):
     """A finished run of one's own."""
     return shutil.copytree(trained, tmp_path / "copy")
+
+
+@pytest.fixture(scope="session")
+def learned():
+    """Return a run's metrics without those of the machine, which no two runs share."""
+    return lambda run: [{k: v for k, v in row.items() if k not in SPEED} for row in read_metrics(run)]
 
 
 @pytest.fixture(scope="session")

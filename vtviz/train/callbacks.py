@@ -28,6 +28,8 @@ from vtviz.train.progress import Progress
 
 METRICS = "metrics.csv"
 CONFUSION = "confusion.csv"
+SPEED = ("images_per_s", "data_wait", "mfu", "validation_s")
+"""The columns of :data:`METRICS` that tell of the machine, not of what was learned: no two runs agree in them."""
 
 
 class Averaging(WeightAveraging):
@@ -112,8 +114,8 @@ class RunFolder(Callback):
                 self.folder / CONFUSION, [["right \\ predicted", *card.class_ids], *([i, *row] for i, row in rows)]
             )
         write_probe(self.folder, Predictor(self._snapshot, card), self.probe, epoch)
-        speed = {"images_per_s": self.progress.images_per_s, "data_wait": self.progress.wait, "mfu": self.progress.mfu}
-        speed["validation_s"] = self.progress.validating
+        measured = (self.progress.images_per_s, self.progress.wait, self.progress.mfu, self.progress.validating)
+        speed = dict(zip(SPEED, measured, strict=True))
         self._append({"epoch": epoch, "lr": trainer.optimizers[0].param_groups[0]["lr"], **speed, **metrics})
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002
