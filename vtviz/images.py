@@ -160,7 +160,7 @@ def _from_pil(image: Image.Image, name: str, limits: ImageLimits, background: tu
                 return _from_array(_deep_pixels(image, name), name, limits, background)
             if image.has_transparency_data:
                 return _composite(image.convert("RGBA"), background)
-            return np.array(image.convert("RGB"))
+            return np.array(image if image.mode == "RGB" else image.convert("RGB"))  # which would copy it
     except ImageError:
         raise
     except Exception as error:  # noqa: BLE001 - as above

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -97,9 +97,9 @@ class Lineage:
             "layers": list(self.layers),
             "joint": self.joint,
             "tokens": [
-                [asdict(token) | {"gathered": list(token.gathered)} for token in layer] for layer in self.tokens
+                [vars(token) | {"gathered": list(token.gathered)} for token in layer] for layer in self.tokens
             ],
-            "links": [asdict(link) for link in self.links],
+            "links": [dict(vars(link)) for link in self.links],
             "attention": [None if each is None else each.mean(axis=0).tolist() for each in self.attention],
         }
 
