@@ -1,8 +1,11 @@
 """torch.compile and every model, token maps included."""
 
+import numpy as np
 import pytest
 import torch
 
+from vtviz.explain.attribution import attribute
+from vtviz.explain.dissection import untrained_twin
 from vtviz.models.registry import MODELS
 from vtviz.predictor import Predictor
 
@@ -48,6 +51,17 @@ def test_models_with_maps_are_one_graph(name, preset, tiny_model, chelsea):
 def test_models_without_maps_are_one_graph(name, tiny_model):
     model = tiny_model(name)
     assert_same_output(torch.compile(model, backend="eager", fullgraph=True), model)
+
+
+@pytest.mark.parametrize("name", ["vt_resnet18", "vt_fpn_resnet18"])
+def test_a_compiled_model_is_explained_as_the_model_itself(name, tiny_model, chelsea):
+    model = tiny_model(name)
+    plain, compiled = Predictor(model), Predictor(torch.compile(model, backend="eager"))
+    for method in ("gradient_x_token", "token_integrated_gradients"):
+        one, other = (attribute(p, chelsea, [method], size=64).items[0] for p in (plain, compiled))
+        np.testing.assert_allclose(one.map, other.map, rtol=1e-4, atol=1e-6)
+    twins = [untrained_twin(p).model.state_dict() for p in (plain, compiled)]
+    assert all(torch.equal(twins[1][key], value) for key, value in twins[0].items())
 
 
 @pytest.mark.slow

@@ -41,6 +41,7 @@ def test_folding_changes_nothing_but_rounding_and_leaves_the_model_alone(model):
     got = fold(model)(x)
     assert (got - expected).abs().max() < 1e-4 * expected.abs().max()
     assert all(torch.equal(model.state_dict()[key], value) for key, value in before.items())
+    assert torch.equal(fold(fold(model))(x), got)
 
 
 def test_the_only_norms_left_are_behind_matrix_products(model):

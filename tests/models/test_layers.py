@@ -3,8 +3,9 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
-from vtviz.models.layers import Pointwise, scale_and_shift
+from vtviz.models.layers import Pointwise, groups_for, scale_and_shift
 from vtviz.models.visual_transformer import Projector, Tokenizer
 
 
@@ -38,6 +39,57 @@ def test_a_pointwise_convolution_folds_its_norm(groups, layout):
     x = torch.randn(2, 64, 5, 7).contiguous(memory_format=layout)
     torch.testing.assert_close(layer(x), layer.norm(layer.conv(x)), rtol=1e-4, atol=1e-5)
     assert all(torch.equal(value, before[name]) for name, value in layer.state_dict().items())
+
+
+@pytest.mark.parametrize("change", ["norm in training", "no statistics", "no weights", "hook", "pruned", "adapter"])
+def test_nothing_is_folded_past_what_somebody_put_there(change):
+    """The plain form runs: a norm that calibrates, a hook, another layer in the place of one."""
+    layer = _unsettle(Pointwise(2, 8, 16))
+    x = torch.randn(2, 8, 4, 4)
+    before, seen = layer(x), []
+    if change == "norm in training":
+        layer.norm.train()
+    elif change == "no statistics":
+        layer.norm = nn.BatchNorm2d(16, track_running_stats=False).eval()
+    elif change == "no weights":
+        layer.norm = nn.BatchNorm2d(16, affine=False).eval()
+    elif change == "hook":
+        layer.conv.register_forward_hook(lambda *_: seen.append(1))
+    elif change == "pruned":
+        prune.l1_unstructured(layer.conv, "weight", 0.5)
+        layer.conv.weight_orig.data.mul_(2)
+    else:
+        layer.conv = _Doubled(layer.conv)
+    after = layer(x)
+    torch.testing.assert_close(after, layer.norm(layer.conv(x)), rtol=1e-4, atol=1e-5)
+    assert bool(seen) == (change == "hook")
+    assert torch.allclose(after, before, atol=1e-5) == (change == "hook")
+
+
+class _Doubled(nn.Module):
+    """As an adapter is: in the place of a convolution, with its attributes."""
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        self.conv, self.weight, self.groups = conv, conv.weight, conv.groups
+
+    def forward(self, x):
+        return 2 * self.conv(x)
+
+
+def test_a_projector_whose_norm_calibrates_normalises_its_map():
+    projector = _unsettle(Projector(32, 64, 48, heads=4))
+    feature, tokens = torch.randn(2, 32, 5, 6), torch.randn(2, 48, 3)
+    still = projector(feature, tokens).feature
+    projector.norm.train()
+    before = projector.norm.running_mean.clone()
+    assert not torch.allclose(projector(feature, tokens).feature, still, atol=1e-3)
+    assert not torch.equal(projector.norm.running_mean, before)
+
+
+@pytest.mark.parametrize(("widths", "groups"), [((256,), 4), ((512, 256), 8), ((1024, 1024), 16), ((640, 256), 8)])
+def test_groups_divide_every_width(widths, groups):
+    assert groups_for(*widths) == groups
 
 
 def test_training_still_normalises_by_the_batch():

@@ -314,8 +314,10 @@ def test_one_block_may_have_an_odd_number_of_tokens():
     assert VTStage(64, config).eval()(torch.randn(1, 64, 3, 3))[0].tokens.shape == (1, 64, 7)
 
 
-@pytest.mark.parametrize(("channels", "token_channels"), [(96, 64), (160, 64)])
-def test_widths_that_the_configuration_allows_can_be_built(channels, token_channels):
-    """groups_for must not pick a number of groups that does not divide the channels."""
-    config = VTStageConfig(2, 4, channels=channels, token_channels=token_channels, heads=4)
-    assert VTStage(96, config).eval()(torch.randn(1, 96, 3, 3))[-1].tokens.shape == (1, token_channels, 4)
+@pytest.mark.parametrize("channels_in", [96, 256])
+@pytest.mark.parametrize("channels", [96, 160, 192, 320, 336, 448, 640, 1008])
+def test_widths_that_the_configuration_allows_can_be_built(channels, channels_in):
+    """groups_for must not pick a number of groups that does not divide the channels, before or after."""
+    config = VTStageConfig(2, 4, channels=channels, token_channels=64, heads=4)
+    stage = VTStage(channels_in, config).eval()
+    assert stage(torch.randn(1, channels_in, 3, 3))[-1].tokens.shape == (1, 64, 4)

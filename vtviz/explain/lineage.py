@@ -96,9 +96,7 @@ class Lineage:
         return {
             "layers": list(self.layers),
             "joint": self.joint,
-            "tokens": [
-                [vars(token) | {"gathered": list(token.gathered)} for token in layer] for layer in self.tokens
-            ],
+            "tokens": [[vars(token) | {"gathered": list(token.gathered)} for token in layer] for layer in self.tokens],
             "links": [dict(vars(link)) for link in self.links],
             "attention": [None if each is None else each.mean(axis=0).tolist() for each in self.attention],
         }

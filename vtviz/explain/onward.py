@@ -20,7 +20,7 @@ class Onward:
 
     def __init__(self, model: Any, x: Tensor) -> None:
         self.model, self._size = model, x.shape[-2:]
-        self._features = model.backbone(x)
+        self._features = model.backbone(x.to(next(model.parameters()).dtype))
 
     def forward(self, edits: Sequence[Edit | None], rows: int = 1) -> tuple[Tensor, list[BlockOutput]]:
         """Logits and every layer's output for ``rows`` copies of the image, each with its row of the edits.

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from vtviz.errors import ConfigError
 from vtviz.hooks import install_hooks
+from vtviz.models.registry import plain_model
 from vtviz.predictor import Predictor
 from vtviz.tokens import check_index
 
@@ -80,4 +81,4 @@ def private_copy(predictor: Predictor) -> nn.Module:
     one's own costs some 20 ms of an explanation's seconds, and needs no lock.
     """
     install_hooks(predictor.model)  # now, so that no other thread puts them on while the model is copied
-    return copy.deepcopy(predictor.model).float().eval().requires_grad_(False)
+    return copy.deepcopy(plain_model(predictor.model)).float().eval().requires_grad_(False)

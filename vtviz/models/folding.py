@@ -19,6 +19,8 @@ def fold(model: nn.Module) -> nn.Module:
     folded = copy.deepcopy(model).eval()
     for module in list(folded.modules()):
         for owner, conv, norm in _pairs(module):
+            if isinstance(getattr(owner, norm), nn.Identity):  # folded already
+                continue
             setattr(owner, conv, fuse_conv_bn_eval(getattr(owner, conv), getattr(owner, norm)))
             setattr(owner, norm, nn.Identity())
     return folded

@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-def groups_for(channels: int) -> int:
-    """Groups of a grouped 1x1 convolution over ``channels`` (256 -> 4, 512 -> 8, 1024 -> 16)."""
-    return max(1, min(16, channels // 64))
+def groups_for(channels: int, *others: int) -> int:
+    """Groups of a grouped 1x1 convolution over ``channels`` (256 -> 4, 512 -> 8, 1024 -> 16) that divide all widths."""
+    most = max(1, min(16, channels // 64))
+    return next(n for n in range(most, 0, -1) if math.gcd(channels, *others) % n == 0)
 
 
 class _OwnLayout(torch.autograd.Function):
@@ -41,6 +42,20 @@ class BatchNorm2d(nn.BatchNorm2d):
         return _OwnLayout.apply(x) if x.requires_grad and x.device.type == "cpu" else x
 
 
+def folds(norm: nn.Module, conv: nn.Module | None = None) -> bool:
+    """Whether this call may take a norm's scale and shift in the place of the norm, and scale ``conv``'s weights by it.
+
+    Not where it normalises by the batch, nor where somebody has hooked one of the two or put another layer in its
+    place: what they do is done then.
+    """
+    kinds = (nn.BatchNorm1d, nn.BatchNorm2d, BatchNorm2d, nn.SyncBatchNorm)
+    if type(norm) not in kinds or norm.training or norm.running_var is None or norm.weight is None:
+        return False
+    parts = (norm,) if conv is None else (norm, conv)
+    hooked = any(part._forward_hooks or part._forward_pre_hooks for part in parts)  # noqa: SLF001 - torch has no other
+    return not hooked and (conv is None or type(conv) is nn.Conv2d)
+
+
 def scale_and_shift(norm: Any) -> tuple[Tensor, Tensor]:
     """What a batch norm does in evaluation: x -> x * scale + shift, both (C,)."""
     scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
@@ -62,7 +77,7 @@ class Pointwise(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C_in, ...) -> (N, C_out, ...)."""
-        if self.training or x.dim() == 3 or isinstance(self.norm, nn.Identity):  # folded already
+        if self.training or x.dim() == 3 or not folds(self.norm, self.conv):
             return self.norm(self.conv(x))
         # of a map there are more cells than weights: scaling the weights saves a pass over it
         scale, shift = scale_and_shift(self.norm)

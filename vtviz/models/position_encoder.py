@@ -28,7 +28,9 @@ class PositionEncoder(nn.Module):
     """P = downsample(A)^T W (Eq. 2, Listing 2): where a token looked, as 32 numbers.
 
     Coefficient maps are resized to 14 x 14. A map's values shrink as H W grows, so they are multiplied by
-    H W / 14^2, which makes the encoding independent of the resolution (and is the identity at 224 px).
+    H W / 14^2: a smooth map is encoded alike at every resolution (and as it is at 224 px). The resize interpolates, as
+    the listing does, and beyond 28 cells a side it passes over some: a map of few bright cells is then encoded by
+    chance, more or less bright than it is. Averaging in its place would want other weights than those trained.
     """
 
     def __init__(self, heads: int) -> None:

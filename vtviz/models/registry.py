@@ -103,6 +103,11 @@ def build_model(name: str, preset: str | None = None, **overrides: Any) -> nn.Mo
     return find_entry(name).build(make_config(name, preset, **overrides))
 
 
+def plain_model(model: nn.Module) -> Any:
+    """The model itself, where ``torch.compile`` has wrapped it."""
+    return getattr(model, "_orig_mod", model)
+
+
 def config_to_dict(config: Any) -> dict[str, Any]:
     """A configuration as plain JSON data, nested like the dataclass."""
     return asdict(config)

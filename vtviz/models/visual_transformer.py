@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
 from vtviz.errors import ConfigError
-from vtviz.models.layers import BatchNorm2d, Pointwise, groups_for, masked_softmax, scale_and_shift
+from vtviz.models.layers import BatchNorm2d, Pointwise, folds, groups_for, masked_softmax, scale_and_shift
 from vtviz.models.position_encoder import POSITION_CHANNELS, PositionEncoder
 
 MOST_BLOCKS = 64
@@ -262,13 +262,13 @@ class Projector(nn.Module):
         groups: int | None = None,
         drop_path: float = 0.0,
     ) -> None:
-        """``groups``: of the query convolution; :func:`groups_for` ``(channels)`` by default."""
+        """``groups``: of the query convolution; :func:`groups_for` both widths by default."""
         super().__init__()
         self.heads = heads
         self.scale = 1.0 / math.sqrt(channels / heads)
         self.key = Pointwise(1, token_channels, channels)
         self.value = nn.Identity() if token_channels == channels else Pointwise(1, token_channels, channels)
-        self.query = Pointwise(2, channels_in, channels, groups or groups_for(channels))
+        self.query = Pointwise(2, channels_in, channels, groups or groups_for(channels, channels_in))
         self.norm = BatchNorm2d(channels)
         nn.init.zeros_(self.norm.weight)  # a fresh block passes its input through
         self.adapter = nn.Identity() if channels_in == channels else Pointwise(2, channels_in, channels)
@@ -285,7 +285,9 @@ class Projector(nn.Module):
         value = self.value(tokens).unflatten(1, (self.heads, -1))
         out = None if absent is None else absent[:, None, :, None]
         coefficients = masked_softmax(key.transpose(2, 3) @ query * self.scale, 2, out)
-        folded = not self.training and absent is None  # the coefficients sum to 1: normalise values, and not the map
+        folded = (
+            not self.training and absent is None and folds(self.norm)
+        )  # the coefficients sum to 1: normalise values, and not the map
         if folded:
             scale, shift = (part.view(self.heads, -1, 1) for part in scale_and_shift(self.norm))
             value = value * scale + shift

@@ -264,8 +264,8 @@ class Segmenter(nn.Module):
 
     def reset_classifier(self, num_classes: int) -> None:
         """Replace the last layer by a freshly initialised one for ``num_classes`` classes."""
-        self.config = replace(self.config, num_classes=num_classes)
         self.head.reset_classifier(num_classes)
+        self.config = replace(self.config, num_classes=num_classes)
 
     def forward_head(self, maps: Sequence[Tensor], size: Sequence[int]) -> Tensor:
         """p2..p5 -> logits (N, num_classes, H, W) at the image's ``size`` (H, W)."""
