@@ -13,10 +13,12 @@ from vtviz.cli import app
 from vtviz.errors import ConfigError
 from vtviz.explain import ablation
 from vtviz.explain.ablation import MODES, ablate, centred_gaussian, mean_tokens
+from vtviz.explain.effects import AreaJudge
 from vtviz.models.registry import build_model, config_to_dict
 from vtviz.models.visual_transformer import Edit
 from vtviz.predictor import Predictor, load_model
 
+SAME = geometry.Geometry((1, 2), (1, 2), (0, 0), (1, 2))
 FPN = {"num_tokens": 4, "channels": 32, "head_channels": 64, "token_channels": 32, "heads": 2, "groups": 4}
 
 
@@ -158,13 +160,49 @@ def test_the_gaussian_is_on_the_photo_s_middle(size, stride):
     assert centred_gaussian(1, 1, 16).tolist() == [[1.0]]
 
 
+def test_a_class_that_some_draws_lose_keeps_the_mean_of_the_others():
+    """IoU is 0 where a class is predicted and not in the truth, and nothing where it is in neither."""
+    judge = AreaJudge(torch.tensor([[[[1.0, 1.0]], [[0.0, 2.0]]]]), np.zeros((1, 2), np.uint8), SAME)
+    both, first, second = torch.tensor([[[1.0, 1.0]], [[0.0, 2.0]]]), torch.zeros(2, 1, 2), torch.zeros(2, 1, 2)
+    first[0] = second[1] = 1
+    iou = judge.collect([(0, judge.judge(first)), (0, judge.judge(both)), (1, judge.judge(first))], 3).iou
+    np.testing.assert_allclose(iou, [[0.25, 0], [0.5, np.nan], [np.nan, np.nan]])
+
+
+def test_large_photos_go_through_in_smaller_steps(classifier, chelsea, monkeypatch):
+    steps, forward = [], ablation.Onward.forward
+    monkeypatch.setattr(
+        ablation.Onward, "forward", lambda self, edits, rows=1: steps.append(rows) or forward(self, edits, rows)
+    )
+    monkeypatch.setattr(ablation, "ROWS", 2)
+    small = ablate(classifier, chelsea, size=96)
+    assert max(steps) == 2
+    steps.clear()
+    ablate(classifier, chelsea, size=448)
+    assert max(steps) == 1
+    monkeypatch.setattr(ablation, "ROWS", 32)
+    for one, other in zip(ablate(classifier, chelsea, size=96).layers, small.layers, strict=True):
+        for mode in one.effects:
+            np.testing.assert_allclose(one.effects[mode].logit, other.effects[mode].logit, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_models_of_other_precisions(tiny_model, chelsea, classifier, dtype):
+    model = wake(tiny_model())
+    found, expected = (ablate(p, chelsea, size=64) for p in (Predictor(model.to(dtype)), classifier))
+    assert found.probability == pytest.approx(expected.probability, abs=0.02)
+
+
 def test_references_of_another_size_or_model_are_told(classifier, chelsea):
     large = mean_tokens(classifier, [chelsea], size=96, crop="center")
     maps = classifier.extract(chelsea, size=96, crop="center")
     for own, layer in zip(large, maps.layers, strict=True):
         np.testing.assert_allclose(own, layer.tokens_in, atol=1e-6)
-    with pytest.raises(ConfigError, match=r"the reference is of 1 layers, .* has 2"):
+    with pytest.raises(ConfigError, match=r"the reference is of tokens .* \[\(16, 64\)\], .* has \["):
         ablate(classifier, chelsea, modes=["mean"], reference=large[:1])
+    for wrong in (large[0][:2], np.concatenate([large[0]] * 2), large[0][:, :7]):
+        with pytest.raises(ConfigError, match=r"the reference is of tokens of \(L, C_T\) \[.*\], .* has \["):
+            ablate(classifier, chelsea, modes=["mean"], reference=[wrong, large[1]])
 
 
 def test_rows_are_made_as_they_are_needed(classifier, chelsea, monkeypatch):

@@ -1,3 +1,4 @@
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -9,6 +10,7 @@ from vtviz.data.segmentation import IGNORE, open_segmentation
 from vtviz.errors import ConfigError, DataError
 from vtviz.explain import dissection
 from vtviz.explain.dissection import best_token, dissect, token_iou, untrained_twin
+from vtviz.models.registry import build_model
 from vtviz.predictor import Predictor
 from vtviz.statistics import map_overlaps
 
@@ -220,6 +222,32 @@ def test_a_twin_has_weights_of_its_own_and_leaves_the_random_numbers_alone(predi
     assert not torch.equal(states[0][key], states[2][key])
     assert not torch.equal(states[0][key], states[3][key])
     assert not one.model.training
+
+
+def test_twins_made_at_once_are_those_made_alone(predictor):
+    alone = [untrained_twin(predictor, seed).model.state_dict() for seed in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        twins = list(pool.map(lambda seed: untrained_twin(predictor, seed).model.state_dict(), [0, 1, 2, 3] * 3))
+    for i, twin in enumerate(twins):
+        assert all(torch.equal(twin[key], value) for key, value in alone[i % 4].items())
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "vt_resnet18", "vt_fpn_resnet18", "panoptic_fpn_resnet18"])
+def test_a_twin_has_the_weights_that_its_seed_gives_pytorch(name):
+    """Nothing is initialised past the twin's own generator."""
+    model = build_model(name, num_classes=3)
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        expected = build_model(name, num_classes=3).state_dict()
+    twin = untrained_twin(Predictor(model.eval()), 3).model.state_dict()
+    assert all(torch.equal(twin[key], value) for key, value in expected.items())
+
+
+def test_limits_below_one_are_told(predictor, outlined):
+    dataset = open_segmentation(outlined, "val")
+    for limit in (0, -1):
+        with pytest.raises(ConfigError, match=f"at least 1 image, got {limit}"):
+            token_iou(predictor, dataset, [1], limit=limit)
 
 
 # --- one region, one token

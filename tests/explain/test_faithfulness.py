@@ -250,6 +250,11 @@ def test_images_in_memory_are_measured_as_their_files_are_and_for_any_class(pred
         measure(chelsea, target=9999)
 
 
+def test_a_seed_below_zero_is_one_line(predictor, chelsea):
+    with pytest.raises(ConfigError, match="at least 0, got -1"):
+        measure_faithfulness(predictor, [chelsea], seed=-1)
+
+
 def test_images_are_picked_evenly_and_by_seed(tmp_path):
     files = [tmp_path / f"{i:03d}.png" for i in range(97)]
     for seed in (0, 1):
@@ -257,6 +262,10 @@ def test_images_are_picked_evenly_and_by_seed(tmp_path):
         assert all(i * 9.7 - 1 < place < (i + 1) * 9.7 for i, place in enumerate(picked))
         assert picked == [int(path.stem) for path in pick_images(files, 10, seed)]
     assert pick_images(files, 10, 0) != pick_images(files, 10, 1)
+    for n in (60, 64, 96):  # stretches of less than two files share some with their neighbours
+        picked = [pick_images(files, n, seed) for seed in range(50)]
+        assert all(len(set(each)) == n and each == sorted(each) for each in picked)
+        assert set().union(*picked) == set(files)
     assert pick_images(files, 200) == files
     with pytest.raises(ConfigError, match="at least 1, got 0"):
         pick_images(files, 0)

@@ -42,7 +42,7 @@ from vtviz.tokens import check_index
 
 MODES = ("absent", "mean", "random", "gaussian")
 ROWS = 32
-"""Changed tokens that go through the model at once."""
+"""Changed tokens that go through the model at once, of an image of 224 x 224; of a larger one as many fewer."""
 SIGMA = 0.25
 """Standard deviation of the centred Gaussian, as a share of the image's sides."""
 Progress = Callable[[int, int], None]
@@ -158,13 +158,14 @@ def ablate(
         ImageError: for an image that cannot be read.
         ConfigError: for a model without tokens, or an option that cannot work.
     """
-    _check(predictor, modes, reference, draws)
+    _check(predictor, modes, reference, target, draws)
     photo = predictor.open(image, size=size, crop=crop)
     rng = torch.Generator().manual_seed(seed)
     with inference(predictor.model, predictor.device):
         x = predictor.preprocessing.normalize(photo.input[None].to(predictor.device))
         run = Onward(predictor.model, x)
         logits, outputs = run.forward([])
+        _check_reference(predictor, reference, outputs)
         judge: ClassJudge | AreaJudge
         if predictor.palette is None:
             watched = int(logits.argmax()) if target is None else check_index("class", target, logits.shape[1])
@@ -173,10 +174,11 @@ def ablate(
             judge = AreaJudge(logits.float(), truth, photo.geometry)
         total, done = sum(_count(out, mode, draws) for out in outputs for mode in modes), 0
         found: list[dict[str, Effects]] = [{} for _ in outputs]
+        together = max(1, min(ROWS, ROWS * 224**2 // (x.shape[2] * x.shape[3])))
         for layer, mode in product(range(len(outputs)), modes):
             answers: list[tuple[int, Any]] = []
             rows = _replacements(run, outputs, layer, mode, reference, draws, rng)
-            while some := list(islice(rows, ROWS)):
+            while some := list(islice(rows, together)):
                 changed, _ = run.forward([None] * layer + [_stack([edit for _, edit in some])], rows=len(some))
                 answers += [(token, judge.judge(row)) for (token, _), row in zip(some, changed.float(), strict=True)]
                 done += len(some)
@@ -301,7 +303,13 @@ def _kept(out: BlockOutput) -> int:
     return out.tokens.shape[2] - out.tokenizer.coefficients.shape[2]
 
 
-def _check(predictor: Predictor, modes: Sequence[str], reference: Sequence[np.ndarray] | None, draws: int) -> None:
+def _check(
+    predictor: Predictor,
+    modes: Sequence[str],
+    reference: Sequence[np.ndarray] | None,
+    target: int | None,
+    draws: int,
+) -> None:
     if not predictor.strides:
         raise ConfigError(f"{predictor.name} is a model without tokens: there is nothing to take out")
     for mode in modes:
@@ -309,7 +317,19 @@ def _check(predictor: Predictor, modes: Sequence[str], reference: Sequence[np.nd
             raise ConfigError(f"unknown mode {mode!r}{did_you_mean(mode, MODES)}")
     if "mean" in modes and reference is None:
         raise ConfigError("the mode mean needs a reference: the mean tokens of other images")
-    if reference is not None and len(reference) != len(predictor.strides):
-        raise ConfigError(f"the reference is of {len(reference)} layers, {predictor.name} has {len(predictor.strides)}")
+    if target is not None and predictor.palette is not None:
+        raise ConfigError(f"{predictor.name} is a segmentation model: all its classes are watched, none is a target")
     if draws < 1:
         raise ConfigError(f"draws must be at least 1, got {draws}")
+
+
+def _check_reference(
+    predictor: Predictor, reference: Sequence[np.ndarray] | None, outputs: Sequence[BlockOutput]
+) -> None:
+    """Raise ConfigError for a reference that is not of this model's tokens."""
+    if reference is None:
+        return
+    ours = [(out.tokens.shape[2], out.tokens.shape[1]) for out in outputs]
+    theirs = [np.shape(each) for each in reference]
+    if theirs != ours:
+        raise ConfigError(f"the reference is of tokens of (L, C_T) {theirs}, {predictor.name} has {ours}")

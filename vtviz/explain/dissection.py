@@ -8,9 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from torch.overrides import TorchFunctionMode
 
 from vtviz import geometry, images
 from vtviz.data.photos import list_photos
@@ -18,6 +20,7 @@ from vtviz.data.segmentation import IGNORE, SegmentationDataset, open_segmentati
 from vtviz.errors import ConfigError, DataError, ImageError
 from vtviz.explain.atlas import Atlas, Seen
 from vtviz.explain.tallies import LayerTally
+from vtviz.models.registry import plain_model
 from vtviz.predictor import Predictor
 
 PHOTOS = 12
@@ -70,11 +73,13 @@ def token_iou(
         (tokens,) float64 in [0, 1]: pixels in both over pixels in either, summed over all images.
 
     Raises:
-        ConfigError: where there are no labels, or the model has no such layer.
+        ConfigError: where there are no labels, a limit is below 1, or the model has no such layer.
         DataError, ImageError: for a file that cannot be read.
     """
     if not labels:
         raise ConfigError("a region needs at least one class, got none")
+    if limit is not None and limit < 1:
+        raise ConfigError(f"a limit must be at least 1 image, got {limit}")
     picked = np.arange(len(dataset)) if limit is None else np.linspace(0, len(dataset) - 1, min(limit, len(dataset)))
     both: np.ndarray | int = 0
     either: np.ndarray | int = 0
@@ -193,13 +198,26 @@ def dissect(
 
 def untrained_twin(predictor: Predictor, seed: int = 0) -> Predictor:
     """The same model with random weights, which depend on the seed alone, on the same device."""
-    model = predictor.model
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    model = plain_model(predictor.model)
+    with _Drawing(torch.Generator().manual_seed(seed)):
         twin = type(model)(model.config)
     return Predictor(
         twin.eval(), classes=predictor.classes, preprocessing=predictor.preprocessing, device=predictor.device
     )
+
+
+class _Drawing(TorchFunctionMode):
+    """This thread's weights are initialised from a generator, not from PyTorch's own, which all threads share."""
+
+    def __init__(self, generator: torch.Generator) -> None:
+        super().__init__()
+        self._generator = generator
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if getattr(function, "__name__", "") in {"normal_", "uniform_", "kaiming_normal_", "kaiming_uniform_"}:
+            kwargs["generator"] = self._generator
+        return function(*args, **kwargs)
 
 
 @dataclass(frozen=True)

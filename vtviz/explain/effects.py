@@ -44,7 +44,8 @@ class AreaEffects:
     Attributes:
         areas: (L, C) float32, change of each class's share of the pixels.
         changed: (L,) float32, share of the pixels that get another class.
-        iou: (L, C) float32, change of each class's IoU with the mask given; None without one.
+        iou: (L, C) float32, change of each class's IoU with the mask given; NaN also for a class that is neither in the
+            mask nor predicted, before or after. None without a mask.
     """
 
     areas: np.ndarray
@@ -117,13 +118,14 @@ class AreaJudge:
 def _mean_by_token(
     answers: Sequence[tuple[int, Any]], count: int, part: Callable[[Any], Any], width: int
 ) -> np.ndarray:
-    """(count, width) float64: each token's mean over its draws, NaN for tokens without any."""
-    total, times = np.zeros((count, width)), np.zeros(count)
+    """(count, width) float64: each token's mean over those of its draws that have a value; NaN where none has."""
+    total, times = np.zeros((count, width)), np.zeros((count, width))
     for token, answer in answers:
-        total[token] += part(answer)
-        times[token] += 1
+        values = np.asarray(part(answer), np.float64)
+        total[token] += np.nan_to_num(values)
+        times[token] += ~np.isnan(values)
     with np.errstate(invalid="ignore"):
-        return total / times[:, None]
+        return total / times
 
 
 def _at_input(truth: np.ndarray, fitted: Geometry) -> np.ndarray:

@@ -185,6 +185,8 @@ def measure_faithfulness(
         DataError: where no image can be read.
     """
     chosen = check_methods(predictor, methods)
+    if seed < 0:
+        raise ConfigError(f"a seed must be at least 0, got {seed}")
     explainer = Explainer(predictor, steps=steps)
     random = Explainer(with_random_weights(predictor, seed), steps=steps) if randomize else None
     names = (*chosen, *BASELINES)
@@ -313,7 +315,8 @@ def with_random_weights(predictor: Predictor, seed: int = 0) -> Predictor:
 def pick_images(files: Sequence[Path], n: int, seed: int = 0) -> list[Path]:
     """``n`` of the files, one at random from each of as many equal stretches of their order; all where there are fewer.
 
-    Where files are sorted by class folders, every class has its share.
+    Where files are sorted by class folders, every class has its share. None is there twice: where two stretches share a
+    file and both would take it, the later one takes the next.
 
     Raises:
         ConfigError: for n < 1.
@@ -322,5 +325,7 @@ def pick_images(files: Sequence[Path], n: int, seed: int = 0) -> list[Path]:
         raise ConfigError(f"the number of images must be at least 1, got {n}")
     if n >= len(files):
         return list(files)
-    places = (np.arange(n) + np.random.default_rng(seed).random(n)) * len(files) / n
-    return [files[i] for i in places.astype(int)]
+    order = np.arange(n)
+    places = ((order + np.random.default_rng(seed).random(n)) * len(files) / n).astype(int)
+    places = np.minimum(np.maximum.accumulate(places - order), len(files) - n) + order
+    return [files[i] for i in places]
