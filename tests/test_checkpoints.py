@@ -109,6 +109,10 @@ def test_save_refuses_what_load_would_refuse(tmp_path, tiny_model, tiny_card):
         checkpoints.save(tmp_path / "m.safetensors", model, dataclasses.replace(card, accuracy={"top1": float("nan")}))
     with torch.no_grad():
         model.fc.weight[0, 0] = 70_000  # more than float16 holds
+    with fails("fc.weight has values too large for torch.float16; half=False may store them"):
+        checkpoints.save(tmp_path / "m.safetensors", model, card)
+    with torch.no_grad():
+        model.fc.weight[0, 0] = float("nan")
     with fails("fc.weight has values that are not finite"):
         checkpoints.save(tmp_path / "m.safetensors", model, card)
     assert not list(tmp_path.iterdir())

@@ -9,6 +9,7 @@ import torch
 
 from vtviz import export_model as export_model_module
 from vtviz import graph
+from vtviz.card import Preprocessing
 from vtviz.cli import main
 from vtviz.engines import ENGINES
 from vtviz.errors import ConfigError, DataError
@@ -111,6 +112,18 @@ def test_a_file_that_gives_no_numbers_is_not_kept(tiny_model, tmp_path, monkeypa
     with pytest.raises(DataError, match="the file's logits is"):
         export_model(Predictor(tiny_model("resnet18")), tmp_path / "wrong.pt2")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_without_a_card_says_how_it_wants_its_images(tiny_model, tmp_path):
+    wanted = Preprocessing(size=96, mean=(0.5, 0.5, 0.5), std=(0.25, 0.5, 1.0))
+    done = export_model(Predictor(tiny_model(), preprocessing=wanted), tmp_path / "own.pt2")
+    extra = {"card.json": ""}
+    torch.export.load(done.path, extra_files=extra)
+    assert json.loads(extra["card.json"])["preprocessing"] == {
+        "size": 96,
+        "mean": [0.5, 0.5, 0.5],
+        "std": [0.25, 0.5, 1.0],
+    }
 
 
 def test_a_model_is_left_as_it_was(tiny_model, tmp_path):

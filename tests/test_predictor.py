@@ -376,6 +376,20 @@ def test_a_half_precision_model_takes_its_own_dtype(tiny_model, chelsea):
     np.testing.assert_allclose(maps.layers[0].coefficients.sum((2, 3)), 1, atol=1e-5)
 
 
+def test_maps_of_one_photo_do_not_keep_its_batch(tiny_model, chelsea):
+    for each in Predictor(tiny_model()).extract([chelsea] * 3, size=64, batch_size=3):
+        for array in arrays(each):
+            assert array.base is None
+            assert array.flags.c_contiguous
+
+
+@pytest.mark.parametrize("device", ["nonsense", "meta", torch.device("meta"), "cpu:banana"])
+def test_a_device_that_is_not_there_is_one_line(tiny_checkpoint, tiny_model, device):
+    for wrong in (lambda: vtviz.load_model("tiny", device=device), lambda: Predictor(tiny_model(), device=device)):
+        with pytest.raises(ConfigError, match=f"cannot use device '{device}'"):
+            wrong()
+
+
 def test_png_bytes_from_memory(predictor, chelsea):
     buffer = io.BytesIO()
     Image.fromarray(chelsea).save(buffer, "PNG")

@@ -62,7 +62,7 @@ def save(path: str | os.PathLike[str], model: nn.Module, card: Card, *, half: bo
         The card as written.
 
     Raises:
-        CheckpointError: where model and card differ, a weight is not finite, or the disk refuses.
+        CheckpointError: where model and card differ, a weight is not finite or too large, or the disk refuses.
     """
     path = Path(path)
     if path.suffix != ".safetensors":
@@ -72,10 +72,12 @@ def save(path: str | os.PathLike[str], model: nn.Module, card: Card, *, half: bo
     tensors = {}
     for name, value in model.state_dict().items():
         stored = value.detach().cpu().contiguous()
+        _check_finite(path, {name: stored})
         if stored.is_floating_point():
             stored = stored.to(torch.float16 if half and stored.dim() > 1 else torch.float32)
+        if not torch.isfinite(stored).all():
+            raise CheckpointError(f"{path}: {name} has values too large for {stored.dtype}; half=False may store them")
         tensors[name] = stored
-    _check_finite(path, tensors)
     weights = safetensors.torch.save(tensors)
     card = replace(card, sha256=hashlib.sha256(weights).hexdigest())
     try:

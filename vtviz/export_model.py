@@ -6,7 +6,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from io import BytesIO
 from pathlib import Path
 
@@ -70,7 +70,7 @@ def export_model(predictor: Predictor, path: str | os.PathLike[str], form: str |
     if form == "onnx":
         check_engine("onnxruntime")
     facts = predictor.card.to_dict() if predictor.card else {"name": predictor.name, "classes": predictor.classes}
-    card = json.dumps(facts, ensure_ascii=False)
+    card = json.dumps({**facts, "preprocessing": asdict(predictor.preprocessing)}, ensure_ascii=False)
     frozen = graph.freeze(predictor.model)
     program = graph.trace(frozen)
     if form == "onnx":

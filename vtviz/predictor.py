@@ -18,7 +18,7 @@ import vtviz
 from vtviz import checkpoints, geometry
 from vtviz.card import Card, Preprocessing
 from vtviz.data.classes import Palette, make_palette
-from vtviz.engines import Engine, TorchEngine, check_engine, default_device, open_engine
+from vtviz.engines import Engine, TorchEngine, check_device, check_engine, default_device, open_engine
 from vtviz.errors import ConfigError, ImageError
 from vtviz.hooks import Layer
 from vtviz.images import ImageSource
@@ -75,7 +75,7 @@ class Predictor:
             None.
 
     Raises:
-        ConfigError: where the number of classes or colours is not the model's.
+        ConfigError: where the number of classes or colours is not the model's, or a device is not to be had here.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class Predictor:
         engine: Engine | None = None,
     ) -> None:
         config: Any = model.config
-        self.model = model if device is None else model.to(device)
+        self.model = model if device is None else model.to(check_device(str(device)))
         self.engine = engine or TorchEngine(self.model)
         self.card = card
         self.name: str = card.name if card else type(model).__name__
@@ -343,10 +343,10 @@ def load_model(
 
     Raises:
         CheckpointError: where it is missing or damaged.
-        ConfigError: for an engine that is not to be had here.
+        ConfigError: for an engine or a device that is not to be had here.
     """
     check_engine(engine, dtype)
-    where = device or (default_device() if engine == "torch" else "cpu")
+    where = check_device(str(device)) if device else default_device() if engine == "torch" else "cpu"
     model, card = checkpoints.load(name, device=where)
     return Predictor(model, card, engine=open_engine(engine, model, dtype=dtype, weights=card.sha256))
 

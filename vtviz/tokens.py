@@ -146,7 +146,7 @@ def _layer_maps(layer: Layer, name: str, stride: int, image: int) -> LayerMaps:
         return batch[image].detach().float().cpu()
 
     def copied(batch: torch.Tensor) -> np.ndarray:
-        return np.ascontiguousarray(own(batch).numpy())
+        return np.array(own(batch).numpy(), order="C")  # never a view, which would keep the whole batch
 
     tokenizer, transformer, projector = layer
     # In PyTorch: the threads that NumPy's products leave waiting take the next forward pass's cores for milliseconds.
@@ -156,8 +156,8 @@ def _layer_maps(layer: Layer, name: str, stride: int, image: int) -> LayerMaps:
         name=name,
         stride=stride,
         coefficients=copied(tokenizer.coefficients),
-        tokens_in=np.ascontiguousarray(copied(tokenizer.tokens).T),
-        tokens_out=np.ascontiguousarray(copied(transformer.tokens).T),
+        tokens_in=copied(tokenizer.tokens.mT),
+        tokens_out=copied(transformer.tokens.mT),
         attention=None if transformer.attention is None else copied(transformer.attention),
         projector=None if projector is None else copied(projector.coefficients),
         error=float((recomputed - gathered).abs().max()),
