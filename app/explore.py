@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import tempfile
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import lru_cache
 from html import escape
@@ -183,7 +184,10 @@ class Explore:
             return encode_prediction(photo, predictor.predict(photo, crop=crop), predictor.name, predictor.card) | link
         compared = shown.mask and predictor.palette is not None
         truth = open_truth(Path(shown.mask), photo.shape[:2], len(predictor.classes)) if compared else None
-        return encode(*run(predictor, photo, crop), predictor.card, truth) | link
+        with ThreadPoolExecutor(1) as beside:  # the photo is packed while it is shrunk for the model
+            packed = beside.submit(encode_photo, photo)
+            results = run(predictor, photo, crop)
+        return encode(*results, predictor.card, truth, photo=packed.result()) | link
 
     def _save(self, shown: Shown, maps: TokenMaps | None, segmentation: Segmentation | None) -> str:
         """Write the arrays where Gradio serves and later deletes them; the file's path."""

@@ -102,6 +102,8 @@ def encode(
     segmentation: Segmentation | None,
     card: Card | None,
     truth: np.ndarray | None = None,
+    *,
+    photo: str | None = None,
 ) -> dict[str, Any]:
     """The payload of a model's tokens and classes.
 
@@ -110,6 +112,7 @@ def encode(
         segmentation: None for a classifier. At least one of the two is there, and has its image.
         card: of the model.
         truth: (H, W) uint8, the given class of each pixel (255: none), to compare the segmentation with.
+        photo: from :func:`encode_photo`, where that was done already.
 
     Raises:
         DataError: for a truth that does not fit.
@@ -118,7 +121,8 @@ def encode(
     if result is None or result.image is None:
         raise ValueError("the result came without its image")
     prediction = maps.topk(5) if maps and not segmentation else []
-    payload = _payload(result.image, result.geometry, result.model, card, prediction, result.classes)
+    address = photo or encode_photo(result.image)
+    payload = _payload(address, result.geometry, result.model, card, prediction, result.classes)
     payload["layers"] = [_encode_layer(layer) for layer in maps.layers] if maps else []
     if maps:
         descent = lineage(maps).to_dict()
@@ -130,11 +134,12 @@ def encode(
 def encode_prediction(image: np.ndarray, prediction: list[Prediction], model: str, card: Card | None) -> dict[str, Any]:
     """The payload of a classifier without tokens: (H, W, 3) uint8 photo and prediction alone."""
     size = (image.shape[0], image.shape[1])
-    return _payload(image, Geometry(size, size, (0, 0), size), model, card, prediction, card.classes if card else ())
+    geometry = Geometry(size, size, (0, 0), size)
+    return _payload(encode_photo(image), geometry, model, card, prediction, card.classes if card else ())
 
 
 def _payload(
-    image: np.ndarray,
+    photo: str,
     geometry: Geometry,
     model: str,
     card: Card | None,
@@ -143,7 +148,7 @@ def _payload(
 ) -> dict[str, Any]:
     return {
         "id": uuid.uuid4().hex,
-        "photo": encode_photo(image),
+        "photo": photo,
         "geometry": geometry.to_dict(),
         "model": model,
         "trained": card is None or card.trained,

@@ -57,7 +57,7 @@ def stack_statistics(coefficients: np.ndarray) -> list[LayerStatistics]:
     maps = np.asarray(coefficients, np.float64).reshape(len(coefficients), tokens, -1)
     cells = maps.shape[2]
     peaks = maps.max(axis=2) * cells
-    entropy = -np.sum(maps * np.log(maps, where=maps > 0, out=np.zeros_like(maps)), axis=2)
+    entropy = -np.sum(maps * np.log(np.where(maps > 0, maps, 1)), axis=2)
     centred = maps - maps.mean(axis=2, keepdims=True)
     norms = np.linalg.norm(centred, axis=2, keepdims=True)
     # a constant map has nothing to correlate with but float32's rounding error, 1e-7 of its value
@@ -65,9 +65,9 @@ def stack_statistics(coefficients: np.ndarray) -> list[LayerStatistics]:
     directions = np.divide(centred, norms, where=varies, out=np.zeros_like(centred))
     pairs = np.ascontiguousarray((directions @ directions.swapaxes(1, 2))[:, *np.triu_indices(tokens, 1)])
     correlation = pairs.mean(axis=1) if pairs.size else np.zeros(len(maps))
-    mass = np.cumsum(np.pad(np.sort(maps, axis=2)[:, :, ::-1], ((0, 0), (0, 0), (1, 1))), axis=2)
+    ordered = np.sort(maps, axis=2)
     whole = int(0.1 * cells)  # a tenth of the cells is that many and a part of the next
-    top10 = mass[..., whole] + (0.1 * cells - whole) * (mass[..., whole + 1] - mass[..., whole])
+    top10 = ordered[..., cells - whole :].sum(axis=2) + (0.1 * cells - whole) * ordered[..., cells - whole - 1]
     normalized = entropy / np.log(cells) if cells > 1 else np.ones_like(entropy)
     return [
         LayerStatistics(
