@@ -118,11 +118,16 @@ def test_save_refuses_what_load_would_refuse(tmp_path, tiny_model, tiny_card):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_full_disk_leaves_the_old_checkpoint_intact(tiny_checkpoint, tiny_model, tiny_card, monkeypatch):
+@pytest.mark.parametrize("files", [0, 1])
+def test_a_full_disk_leaves_the_old_checkpoint_intact(files, tiny_checkpoint, tiny_model, tiny_card, monkeypatch):
+    """Where it is full at once, and where the card goes on it and the weights do not."""
     before = tiny_checkpoint.read_bytes()
+    written = []
 
-    def full(_descriptor: int) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    def full(descriptor: int) -> None:
+        written.append(descriptor)
+        if len(written) > files:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     model = tiny_model(num_tokens=8)
     with monkeypatch.context() as patch, fails("cannot write: No space left on device"):
@@ -269,6 +274,21 @@ def test_names_are_looked_up_in_the_known_folders_only(tiny_checkpoint, tmp_path
         assert checkpoints.find(path).name == "best.safetensors"
     monkeypatch.chdir(tmp_path / "tiny")
     assert checkpoints.find("best.safetensors") == Path("best.safetensors")
+
+
+def test_a_checkpoint_of_ones_own_goes_before_a_shipped_one_and_the_first_folder_before_the_next(tmp_path, monkeypatch):
+    for folder, name in (("one", "own"), ("two", "own"), ("two", "vt_resnet18_in109")):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        for suffix in (".safetensors", ".json"):
+            (tmp_path / folder / f"{name}{suffix}").touch()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("VTVIZ_CHECKPOINTS", os.pathsep.join(["~/one", str(tmp_path / "two")]))
+    assert checkpoints.find("own") == tmp_path / "one" / "own.safetensors"
+    assert checkpoints.find("vt_resnet18_in109") == tmp_path / "two" / "vt_resnet18_in109.safetensors"
+    (tmp_path / "one" / "bare.safetensors").touch()
+    names = checkpoints.available()
+    assert names.count("own") == 1
+    assert "bare" not in names  # it has no card
 
 
 def test_a_run_folder_gives_its_best_weights_else_its_last(tmp_path):

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -74,6 +75,19 @@ def test_a_strangers_manifest_does_not_make_a_folder_ours(maps, tmp_path):
     (tmp_path / "image.png").write_bytes(b"theirs")
     write_extraction(maps, tmp_path, pictures=False)
     assert (tmp_path / "image.png").read_bytes() == b"theirs"
+
+
+def test_the_photo_is_not_written_over_by_whichever_path_it_is_reached(maps, tmp_path, monkeypatch):
+    photo = tmp_path / "photos" / "panel.png"
+    photo.parent.mkdir()
+    photo.write_bytes(b"mine")
+    (tmp_path / "link").symlink_to(photo.parent)
+    monkeypatch.chdir(photo.parent)
+    for source, folder in ((photo, "."), ("panel.png", photo.parent), (photo, tmp_path / "link"), (photo, "../photos")):
+        with pytest.raises(ConfigError, match=r"panel\.png is one of the images and would be lost"):
+            write_extraction(replace(maps, source=str(source)), folder)
+        assert files(photo.parent) == {"panel.png"}
+    assert photo.read_bytes() == b"mine"
 
 
 def test_a_failure_leaves_the_earlier_extraction_whole(maps, tmp_path):

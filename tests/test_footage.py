@@ -1,6 +1,7 @@
 import io
 import os
 import threading
+from contextlib import nullcontext
 from dataclasses import replace
 
 import cv2
@@ -12,6 +13,7 @@ from vtviz import footage as footage_module
 from vtviz import images
 from vtviz.errors import ImageError
 from vtviz.footage import LIMITS, hushed, open_footage
+from vtviz.images import ImageLimits
 
 CODECS = {"avi": "MJPG", "mp4": "mp4v", "webm": "VP80", "mkv": "MJPG", "mov": "mp4v"}
 
@@ -134,6 +136,17 @@ def test_names_are_nothing_but_names(make_video, tmp_path, monkeypatch):
         open_footage(tmp_path / "empty")
 
 
+def test_a_rate_that_cannot_be_is_none(make_video):
+    assert open_footage(make_video("avi", count=2, fps=240)).fps == 240
+    assert open_footage(make_video("avi", count=2, fps=1000)).fps is None
+
+
+def test_a_folder_s_length_is_bounded_as_a_video_s(tmp_path, chelsea):
+    for number in range(5):
+        Image.fromarray(chelsea[:40, :60]).save(tmp_path / f"{number}.png")
+    assert [frame.number for frame in open_footage(tmp_path, replace(LIMITS, frames=3)).frames(2)] == [0, 2]
+
+
 def test_size_and_length_are_bounded(make_video, monkeypatch):
     path = make_video("avi")
     with pytest.raises(ImageError, match="more than the 1e-06 GB"):
@@ -143,6 +156,10 @@ def test_size_and_length_are_bounded(make_video, monkeypatch):
     monkeypatch.setattr(images, "LIMITS", replace(images.LIMITS, pixels=9000))
     with pytest.raises(ImageError, match=r"frames of 120 x 80 pixels; at most 0\.009 megapixels"):
         open_footage(path)
+    for side, refused in ((120, False), (119, True)):
+        monkeypatch.setattr(images, "LIMITS", ImageLimits(side=side))
+        with pytest.raises(ImageError, match="frames of 120 x 80 pixels") if refused else nullcontext():
+            open_footage(path)
 
 
 def test_stderr_is_put_back_whatever_happens(capfd):

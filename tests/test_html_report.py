@@ -17,7 +17,7 @@ from vtviz.render import COLORMAPS
 from vtviz.segmentation import from_maps
 from vtviz.tokens import TokenMaps
 
-HOSTILE = "</script><script>alert('x')</script><img src=x onerror=\"alert(1)\"> & {name}"
+HOSTILE = "'\"></script><script>alert('x')</script><img src=x onerror=\"alert(1)\"> & {name}"
 
 
 @dataclass
@@ -133,10 +133,37 @@ def test_hostile_names_stay_text(write, maps, tiny_model, tiny_card):
     assert page.text.count("alert('x')") > 10
 
 
+def test_hostile_classes_of_a_segmentation_stay_text(write, levels):
+    hostile = tuple(f"{HOSTILE} {i}" for i in range(5))
+    page, clean = write(replace(levels, classes=hostile)), write(levels)
+    assert [name for name, _ in page.tags] == [name for name, _ in clean.tags]
+    assert page.text.count("alert('x')") == 5
+
+
 def test_it_is_named_after_the_file_and_tells_of_no_folder(write, maps):
     assert "cat.jpg: visual tokens" in (text := write(maps).text)
     assert "photos" not in text
     assert "image: visual tokens" in write(replace(maps, source=None)).text
+
+
+def test_it_says_what_the_model_saw_of_the_photo(write, tiny_model, chelsea):
+    text = write(Predictor(tiny_model()).extract(chelsea, size=96, crop="center")).text
+    assert "451 × 300 pixels, seen as 96 × 96" in text
+    for fact in ("photo (height, width)300 × 451", "resized to110 × 165", "seen by the model96 × 96"):
+        assert fact in text
+
+
+def test_it_begins_with_the_token_that_peaks_most_within_the_photo(write, maps):
+    def start(*places):
+        values = np.full((1, len(places), 5, 6), 1e-3, np.float32)
+        for token, (y, x, value) in enumerate(places):
+            values[0, token, y, x] = value
+        layer = replace(maps.layers[0], name="alone", coefficients=values)
+        return embedded(write(replace(maps, layers=(layer,))))["start"]
+
+    assert start((2, 3, 0.2), (1, 4, 0.4), (3, 1, 0.3)) == 1
+    assert start((2, 3, 0.2), (1, 5, 0.4), (0, 1, 0.5), (3, 1, 0.3)) == 3  # not one that looks at the rim
+    assert start((0, 3, 0.2), (1, 5, 0.4)) == 1  # unless all do
 
 
 def test_the_answer_of_a_classifier(write, maps, tiny_model, tiny_card):

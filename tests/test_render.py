@@ -162,6 +162,9 @@ def test_one_head(maps, chelsea):
     )
     with pytest.raises(ConfigError, match="no head 3"):
         overlay(maps, 0, 2, head=3)
+    heads = np.random.default_rng(1).random((4, 20, *maps.layers[0].coefficients.shape[2:])) ** 20
+    peaky = replace(maps, layers=(maps.layers[0], layer("block1", heads)))  # each head peaks higher than their mean
+    np.testing.assert_array_equal(overlay(peaky, 0, 2, head=0), overlay(peaky, 0, 2))  # the one head is the mean
 
 
 @pytest.mark.parametrize("cell", [(0, 0), (5, 9), (10, 16)])

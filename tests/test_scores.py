@@ -55,6 +55,14 @@ def test_the_bootstrap_surrounds_the_score_and_narrows_with_more_images():
     )
 
 
+def test_the_interval_is_of_95_percent():
+    """Of images that are all right or all wrong the share of right ones has the spread of a coin's heads."""
+    right, wrong = [[1, 0], [0, 0]], [[0, 1], [0, 0]]
+    low, high = scores.bootstrap_interval(np.array([right, wrong] * 200))
+    assert (low + high) / 2 == pytest.approx(0.25, abs=0.01)  # class 1 has an IoU of 0
+    assert high - low == pytest.approx(2 * 1.96 * 0.5 / 20 / 2, rel=0.1)
+
+
 def test_boundary_f():
     truth = np.zeros((200, 300), np.uint8)
     truth[50:150, 100:200] = 1
@@ -66,6 +74,14 @@ def test_boundary_f():
     assert 0.3 < moved < 0.7  # top and bottom still agree for the most part, left and right do not
     assert scores.boundary_f(np.zeros_like(truth), truth, 2) == 0
     assert np.isnan(scores.boundary_f(np.zeros_like(truth), np.zeros_like(truth), 2))
+
+
+def test_what_is_missed_counts_as_much_as_what_is_made_up():
+    one = np.zeros((100, 200), np.uint8)
+    one[20:80, 20:80] = 1
+    two = one | one[:, ::-1]
+    for labels, truth in ((one, two), (two, one)):  # half of one boundary is near the whole of the other
+        assert scores.boundary_f(labels, truth, 2) == pytest.approx(2 / 3)
 
 
 def test_the_border_of_what_is_ignored_is_no_boundary():

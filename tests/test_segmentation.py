@@ -58,6 +58,15 @@ def test_borders_lie_where_the_input_has_them():
     assert np.array_equal(labels, np.repeat([[0] * 200 + [1] * 200], 300, axis=0))
 
 
+def test_a_pixel_on_the_edge_of_a_crop_is_seen_as_it_is_in_maps():
+    geometry = Geometry((10, 10), (20, 20), (3, 3), (14, 14))  # both edges go through the centres of pixels
+    labels = label_map(smooth_logits(geometry), geometry)
+    seen = np.zeros((10, 10), bool)
+    seen[1:9, 1:9] = True
+    assert np.array_equal(labels != UNSEEN, seen)
+    assert np.array_equal(~np.isnan(upsample(np.ones((14, 14), np.float32), geometry, stride=1)), seen)
+
+
 def test_areas_count_the_pixels_that_were_seen():
     whole, cropped = make(fit((300, 451), size=96)), make(fit((300, 451), size=96, crop="center"))
     for segmentation in (whole, cropped):

@@ -11,6 +11,7 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from vtviz import geometry
 from vtviz.errors import ConfigError, DataError
@@ -159,6 +160,9 @@ def test_error_compares_the_exported_map_with_what_the_model_gathered(model, x):
     expected = np.abs(gathered - layer[0].gathered[1].numpy()).max()
     assert expected > 1e-2
     assert layer_maps([(turned, *layer[1:])], ["a"], [16], 1)[0].error == pytest.approx(expected, rel=1e-4)
+    for sign in (1, -1):  # too much or too little: both are off
+        off = layer[0]._replace(gathered=layer[0].gathered + sign)
+        assert layer_maps([(off, *layer[1:])], ["a"], [16], 1)[0].error == pytest.approx(1, abs=1e-4)
 
 
 def test_times_uniform_and_heads(maps):
@@ -180,6 +184,7 @@ def test_at_image_size(maps, chelsea):
     np.testing.assert_array_equal(drawn, expected)
     assert not np.array_equal(drawn, maps.at_image_size(0, 15, align="resize"))
     assert not np.array_equal(maps.at_image_size(1, 0), maps.at_image_size(1, 0, head=0))
+    np.testing.assert_array_equal(maps.at_image_size(-2, -16, -1), maps.at_image_size(0, 0, 0))  # the first of all
 
 
 @pytest.mark.parametrize(
@@ -187,6 +192,7 @@ def test_at_image_size(maps, chelsea):
     [
         ((2, 0), "there is no layer 2: this one has 2"),
         ((-3, 0), "no layer -3"),
+        ((0, -17), "no token -17"),
         ((0, 16), "no token 16"),
         ((0, 0, 1), "no head 1: this one has 1"),
         ((0.0, 0), "layer must be an integer, got 0.0"),
@@ -337,6 +343,14 @@ def test_damaged_folders_are_refused_in_one_line(maps, tmp_path, damage, match):
     with pytest.raises(DataError, match=match) as caught:
         TokenMaps.load(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+def test_another_image_beside_the_maps_is_refused(maps, tmp_path):
+    """It has the photo's size, so that nothing else would tell."""
+    written = maps.save(tmp_path, image=True)
+    Image.fromarray(maps.image[::-1]).save(written["image.png"])
+    with pytest.raises(DataError, match=r"image\.png: sha256 is not the manifest's"):
+        TokenMaps.load(tmp_path)
 
 
 def test_a_folder_that_cannot_be_made_is_refused(maps, tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,13 +10,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from app.atlas import MOST_PHOTOS, NO_MASKS, AtlasTab, encode_thumbnail
+from app.atlas import MOST_PHOTOS, NO_MASKS, OPENED_SIDE, AtlasTab, encode_jpeg, encode_thumbnail
 from app.datasets import DataRoot, has_masks, has_photos
 from app.page import build_page
 from app.shelf import Shelf
 from vtviz.errors import ConfigError, VtvizError
 from vtviz.explain.atlas_file import read_atlas, save_atlas
 from vtviz.explain.dissection import dissect
+from vtviz.render import overlay
+from vtviz.thumbnails import shrink
 
 SCRIPT = "<script>alert(1)</script>"
 NOBODY = SimpleNamespace(session_hash="nobody")
@@ -95,8 +98,13 @@ def test_every_number_stands_beside_its_baselines(shelf, atlas, data):
         assert layer["redundancy"] == pytest.approx(ours.trained.redundancy)
         assert np.mean([token["shared"][0] for token in layer["tokens"]]) == pytest.approx(ours.trained.redundancy)
         assert np.mean([token["shared"][1] for token in layer["tokens"]]) == pytest.approx(ours.untrained.redundancy)
+        others = ours.shuffled_overlap[~np.eye(len(ours.shuffled_overlap), dtype=bool)].mean()
+        assert layer["untrained"] == pytest.approx(ours.untrained.redundancy)
+        assert layer["shuffled"] == pytest.approx(others)
+        assert np.mean([token["shared"][2] for token in layer["tokens"]]) == pytest.approx(others)
         for i, token in enumerate(layer["tokens"]):
             assert token["peak"] == [ours.trained.peak[i], ours.untrained.peak[i]]
+            assert token["entropy"] == [ours.trained.entropy[i], ours.untrained.entropy[i]]
             index = ["ground", SCRIPT].index(token["best"]["class"])
             found = [x[i, index] for x in (ours.classes.iou, ours.classes.untrained, ours.classes.shuffled)]
             assert token["best"]["iou"] == found
@@ -116,6 +124,13 @@ def test_photos_come_from_the_users_copy_of_the_data(shelf, atlas, data):
     assert all(photo["photo"].startswith("data:image/jpeg") for photo in detail["photos"])
     assert detail["limits"][0] == 0 < detail["limits"][1]
     assert tab.describe_token(tab.find("own"), 1, 3)["limits"] == detail["limits"]  # one scale for a layer
+    opened = tab.find("own")
+    small = replace(opened, atlas=replace(opened.atlas, size=96))  # seen as the dissection saw it
+    file = data / "pets" / atlas.layers[1].photos[2][0].file
+    for each, size in ((opened, atlas.size), (small, 96)):
+        maps = shrink(shelf.get("own").extract(file, layers=[1], size=size), OPENED_SIDE)
+        drawn = encode_jpeg(overlay(maps, 0, 2, opacity=0.45, scale=detail["limits"]))
+        assert tab.describe_token(each, 1, 2)["photos"][0]["photo"] == drawn
     for wrong in ((9, 0), (0, 99), ("0", 0), (None, None)):
         with pytest.raises(VtvizError):
             tab.describe_token(tab.find("own"), *wrong)

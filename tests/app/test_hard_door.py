@@ -1,5 +1,6 @@
 """Who may come in, what they may ask for and how often, and that no file and no address is fetched on their word."""
 
+import asyncio
 import http.client
 import http.server
 import json
@@ -17,7 +18,7 @@ from gradio_client.exceptions import AppError
 
 import app
 from app.__main__ import main
-from app.armour import BURST, CLIENTS, HEADERS, PER_SECOND, RateLimit
+from app.armour import BURST, CLIENTS, HEADERS, PER_SECOND, Armour, RateLimit
 from app.explore import KEEP_SECONDS, VIEWS
 from app.page import build_page, launch_options
 from app.shown import EXPIRED
@@ -117,10 +118,17 @@ def test_every_answer_carries_the_headers(address, open_address):
             headers = ask(url, path)[2]
             assert {name: headers.get(name.lower()) for name in HEADERS} == HEADERS, path
     policy = HEADERS["Content-Security-Policy"]
-    assert "default-src 'self'" in policy
-    assert "frame-ancestors 'self'" in policy
+    rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
+    for name in ("default-src", "base-uri", "form-action", "frame-ancestors"):  # the last three have no default
+        assert rules[name] == "'self'"
+    assert rules["object-src"] == "'none'"
+    assert "data:" not in rules["script-src"] + rules["style-src"]
     assert "http" not in policy
     assert "*" not in policy
+    assert HEADERS["X-Content-Type-Options"] == "nosniff"
+    assert HEADERS["X-Frame-Options"] == "SAMEORIGIN"
+    assert HEADERS["Referrer-Policy"] == HEADERS["Cross-Origin-Resource-Policy"] == "same-origin"
+    assert "microphone=()" in HEADERS["Permissions-Policy"]
 
 
 @pytest.mark.parametrize(
@@ -147,6 +155,25 @@ def test_every_answer_carries_the_headers(address, open_address):
 @pytest.mark.parametrize("method", ["GET", "POST"])
 def test_routes_that_the_page_does_not_need_are_closed(address, path, method):
     assert ask(address, path, method)[0] == 404
+
+
+@pytest.mark.parametrize("reachable", [False, True])
+def test_no_web_socket_gets_past_the_door(reachable):
+    """A browser opens one to any site without asking; the page uses none."""
+    reached, sent = [], []
+
+    async def behind(*_: object) -> None:
+        reached.append(True)
+
+    async def send(message: dict) -> None:
+        sent.append(message)
+
+    door = Armour(behind, reachable=reachable)
+    scope = {"type": "websocket", "path": "/gradio_api/queue/join", "headers": [(b"host", b"localhost")]}
+    asyncio.run(door(scope, None, send))
+    assert (reached, sent) == ([], [{"type": "websocket.close", "code": 1008}])
+    asyncio.run(door({"type": "lifespan"}, None, send))  # the server's own start and end
+    assert reached == [True]
 
 
 def test_no_address_is_fetched(address, tally):

@@ -71,6 +71,19 @@ def test_few_models_stay_loaded(models, tmp_path, monkeypatch):
     assert shelf.get("m0") is not first
 
 
+def test_the_model_that_was_not_asked_for_longest_goes_first(models, tmp_path, monkeypatch):
+    for i in range(LOADED + 1):
+        for suffix in (".safetensors", ".json"):
+            shutil.copy(models / f"own{suffix}", tmp_path / f"m{i}{suffix}")
+    monkeypatch.setenv("VTVIZ_CHECKPOINTS", str(tmp_path))
+    shelf = Shelf(device="cpu")
+    loaded = [shelf.get(f"m{i}") for i in range(LOADED)]
+    assert shelf.get("m0") is loaded[0]  # the oldest, but in use
+    shelf.get(f"m{LOADED}")
+    assert shelf.get("m0") is loaded[0]
+    assert shelf.get("m1") is not loaded[1]
+
+
 def test_two_callers_get_one_model(models):
     shelf = Shelf("own", device="cpu")
     with ThreadPoolExecutor(4) as pool:

@@ -3,6 +3,8 @@
 import json
 import re
 import shutil
+import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,7 @@ from app.train import OFFERED, Train, ask, buttons
 from vtviz import checkpoints
 from vtviz.data.loading import BatchPlan, parse_sizes
 from vtviz.errors import ConfigError, DataError
-from vtviz.train.jobs import REQUEST, STATUS, Job
+from vtviz.train.jobs import REQUEST, STATUS, Job, birth
 from vtviz.train.recipes import RECIPES, make_recipe
 from vtviz.train.watch import Cost, Progress
 
@@ -206,6 +208,18 @@ def test_finished_runs_are_on_the_shelf_as_long_as_they_are_there(train, ended):
         train.shelf.get("runs/mine")
 
 
+def test_a_run_that_is_at_work_is_not_on_the_shelf(train, ended):
+    before = train.offer()
+    file = ended("busy", state="running", ended=0.0) / REQUEST
+    process = subprocess.Popen(["sleep", "600"], start_new_session=True)
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"pid": process.pid, "born": birth(process.pid)}))
+    assert train.jobs.get("busy").active
+    assert train.offer() == before
+    process.kill()
+    process.wait()
+    assert train.offer() == [*before, "runs/busy"]
+
+
 def test_acts_that_cannot_be_are_told(train, ended):
     ended("mine")
     assert "nothing to cancel" in train.cancel("mine")
@@ -261,11 +275,20 @@ def test_a_job_is_told_in_one_line():
         assert part in text
     waiting = describe_job(job("queued"), Progress(0, "", (), ()), [job("running"), job("queued")])
     assert "0 before it" in waiting
+    numbers = {"done": 0, "running": 1, "cancelled": 2, "queued": 4}
+    line = [replace(job(state), number=number) for state, number in numbers.items()]
+    last = replace(job("queued"), number=5)
+    assert "2 before it" in describe_job(last, Progress(0, "", (), ()), [*line, last])  # of those that go on
+    assert "1 before it" in describe_job(line[-1], Progress(0, "", (), ()), [*line, last])
     assert "stopping" in list_jobs([job("running", stopping=True)], None)
     assert [b.visible for b in buttons(job("running"))] == [True, False, False]
     assert buttons(job("running", stopping=True))[0].value == "Stop at once"
     assert describe_job(None, progress, []) == ""
-    assert "took 2 s" in describe_job(job("done", started=1.0, ended=3.0), progress, [])
+    done = describe_job(job("done", started=1.0, ended=3.0), progress, [])
+    assert "took 2 s" in done
+    assert 'aria-valuenow="100"' in done  # whatever its bar last said
+    rows = tuple({"epoch": float(i + 1), "val/top1": top1} for i, top1 in enumerate((0.25, 0.5, 0.375)))
+    assert "best top-1 50.0%" in describe_job(job("running", started=1.0), replace(progress, rows=rows), [])
     for state in ("failed", "cancelled"):  # killed: nobody knows when
         assert "took" not in describe_job(job(state, started=1.0), progress, [])
 

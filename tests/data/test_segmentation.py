@@ -232,6 +232,11 @@ def test_a_mask_holds_indices_not_colours(tmp_path, mode):
     assert read_mask(tmp_path / "m.png").tolist() == labels.tolist()
 
 
+def test_two_bit_grey_is_not_spread(tmp_path):
+    (tmp_path / "m.png").write_bytes(png(4, 2, 2, 0, b"\0\x1b" + b"\0\xe4"))
+    assert read_mask(tmp_path / "m.png").tolist() == [[0, 1, 2, 3], [3, 2, 1, 0]]
+
+
 def test_four_bit_grey_is_not_spread(tmp_path):
     (tmp_path / "m.png").write_bytes(png(4, 1, 4, 0, b"\x00\x03\x9f"))
     assert read_mask(tmp_path / "m.png").tolist() == [[0, 3, 9, 15]]

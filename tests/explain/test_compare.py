@@ -69,6 +69,15 @@ def test_maps_without_a_place_share_as_much_by_chance():
     assert again[0] == again[1] != again[2]
 
 
+def test_chance_moves_maps_both_ways():
+    stripe = np.full((1, 8, 8), 0.1, np.float32)
+    stripe[:, :, 2] = 7.3
+    for values in (stripe, stripe.transpose(0, 2, 1).copy()):
+        (match,) = compare(side(values), side(values)).layers
+        assert match.mean == pytest.approx(1)
+        assert match.chance < 0.5  # in its place once in eight times
+
+
 def test_other_grids_images_and_crops_are_laid_over_each_other():
     fine = blobs(4, 16)
     coarse = fine[:, ::2, ::2]  # a receptive field's centre stays where it was: cell i of stride 8 is cell 2 i of 4

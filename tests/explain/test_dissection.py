@@ -1,5 +1,6 @@
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from vtviz.data.segmentation import IGNORE, open_segmentation
 from vtviz.errors import ConfigError, DataError
 from vtviz.explain import dissection
 from vtviz.explain.dissection import best_token, dissect, token_iou, untrained_twin
+from vtviz.explain.tallies import resample_maps
 from vtviz.models.registry import build_model
 from vtviz.predictor import Predictor
 from vtviz.statistics import map_overlaps
@@ -59,10 +61,10 @@ def outlined(tmp_path, photos, predictor):
 
 
 def test_statistics_are_means_over_the_photos(predictor, folder, photos):
-    atlas = dissect(predictor, folder, size=SIZE)
+    atlas = dissect(predictor, folder, size=SIZE, seed=3)
     assert (atlas.data.name, atlas.data.n, atlas.masks, atlas.skipped, atlas.size) == ("photos", 4, None, 0, SIZE)
     assert [layer.name for layer in atlas.layers] == ["block0", "block1"]
-    twin = untrained_twin(predictor, 0)
+    twin = untrained_twin(predictor, 3)
     for network, which in ((predictor, "trained"), (twin, "untrained")):
         seen = [network.extract(photo, size=SIZE) for photo in photos.values()]
         for index, layer in enumerate(atlas.layers):
@@ -81,6 +83,27 @@ def test_statistics_are_means_over_the_photos(predictor, folder, photos):
     assert shuffled.shape == (16, 16)
     assert shuffled.min() > 0
     assert np.diag(shuffled).max() < 1  # of two photos even a token's own maps differ
+
+
+def test_the_overlap_by_chance_is_that_with_the_photo_before(predictor, folder, photos):
+    atlas = dissect(predictor, folder, size=SIZE, seed=5)
+    names = sorted(photos)  # of files in one folder and its subfolder, as paths are sorted
+    order = [names[i] for i in np.random.default_rng(5).permutation(4)]
+    for index, layer in enumerate(atlas.layers):
+        maps = [predictor.extract(photos[name], size=SIZE).layers[index].of_head() for name in order]
+        pairs = [map_overlaps(now, resample_maps(before, now.shape[1:])) for before, now in pairwise(maps)]
+        np.testing.assert_allclose(layer.shuffled_overlap, np.mean(pairs, axis=0), rtol=1e-5)
+
+
+def test_a_map_on_another_grid_is_still_a_share(predictor, photos):
+    maps = predictor.extract(photos["cat"], size=SIZE).layers[0].of_head()
+    for shape in ((3, 5), (9, 4), (1, 1)):
+        assert maps.shape[1:] != shape
+        drawn = resample_maps(maps, shape)
+        assert drawn.shape == (len(maps), *shape)
+        np.testing.assert_allclose(drawn.sum(axis=(1, 2)), 1, rtol=1e-5)
+    uniform = np.full((1, 4, 6), 1 / 24, np.float32)
+    np.testing.assert_allclose(resample_maps(uniform, (2, 3)), 1 / 6, rtol=1e-5)
 
 
 def test_each_token_has_the_photos_that_it_peaks_on_most(predictor, folder, photos):
@@ -279,6 +302,15 @@ def test_a_token_covers_its_own_region_exactly(predictor, regions):
     assert done == [(1, 2), (2, 2)]
     result = best_token(predictor, train, open_segmentation(regions, "val"), [1])
     assert (result.layer, result.token, result.iou, result.chosen_iou, result.n) == ("block0", 3, 1, 1, 1)
+
+
+def test_a_token_is_chosen_on_one_set_and_scored_on_the_other(predictor, regions):
+    train, val = (open_segmentation(regions, split) for split in ("train", "val"))
+    chosen, scored = (token_iou(predictor, dataset, [0]) for dataset in (train, val))
+    result = best_token(predictor, train, val, [0])
+    assert result.token == chosen.argmax()
+    assert (result.chosen_iou, result.iou) == (chosen.max(), scored[result.token])
+    assert result.chosen_iou != result.iou
 
 
 def test_iou_is_over_all_pixels_that_are_known(predictor, regions):

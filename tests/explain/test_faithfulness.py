@@ -255,6 +255,15 @@ def test_a_seed_below_zero_is_one_line(predictor, chelsea):
         measure_faithfulness(predictor, [chelsea], seed=-1)
 
 
+def test_each_image_has_a_random_map_of_its_own(predictor, chelsea):
+    """One for all would make the baseline's interval that of a single map."""
+    found = measure_faithfulness(predictor, [chelsea] * 2, ["gradient_x_token"], size=64, randomize=False)
+    by_name = {each.method: each for each in found.methods}
+    assert not np.allclose(*by_name["random"].deletion)
+    for name in ("gradient_x_token", "centre"):
+        np.testing.assert_allclose(*by_name[name].deletion, atol=1e-5)
+
+
 def test_images_are_picked_evenly_and_by_seed(tmp_path):
     files = [tmp_path / f"{i:03d}.png" for i in range(97)]
     for seed in (0, 1):

@@ -134,3 +134,10 @@ def test_tokens_are_gathered_by_equation_1_in_any_layout(layout):
     values = found.values.double().flatten(3)
     expected = torch.einsum("nhcp,nhlp->nhcl", values, found.coefficients.double().flatten(3))
     torch.testing.assert_close(found.gathered.double(), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("groups", [1, 4])
+def test_a_fresh_convolution_keeps_the_spread_whatever_its_groups(groups):
+    torch.manual_seed(0)
+    out = Pointwise(1, 256, 256, groups).conv(torch.randn(8, 256, 50))
+    assert float(out.detach().std()) == pytest.approx(1, abs=0.05)

@@ -220,6 +220,22 @@ def test_every_cell_reads_the_tokens_with_weights_summing_to_one(cin, channels, 
     torch.testing.assert_close(shuffled.coefficients, out.coefficients[:, :, order], atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("module", "inputs"),
+    [
+        (Transformer(64, heads=4, kqv_groups=1, drop_path=1.0), [(4, 64, 7)]),
+        (Projector(32, 32, 64, heads=4, drop_path=1.0), [(4, 32, 5, 6), (4, 64, 7)]),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_dropped_path_leaves_its_input(module, inputs):
+    torch.manual_seed(0)
+    module = randomised(module)
+    given = [torch.randn(shape) for shape in inputs]
+    assert not torch.equal(module(*given)[0], given[0])
+    assert torch.equal(module.train()(*given)[0], given[0])
+
+
 def test_projector_has_an_adapter_and_a_value_only_where_widths_differ():
     same, other = Projector(64, 64, 64, heads=4), Projector(32, 64, 128, heads=4)
     assert isinstance(same.adapter, nn.Identity)

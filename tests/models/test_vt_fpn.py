@@ -14,7 +14,7 @@ from vtviz.hooks import record
 from vtviz.models.layers import BatchNorm2d
 from vtviz.models.registry import MODELS, build_model, config_to_dict, make_config, model_from_config
 from vtviz.models.resnet import ResNetBackbone
-from vtviz.models.vt_fpn import LEVELS, PanopticFPNConfig, VTFPNConfig, upsample
+from vtviz.models.vt_fpn import LEVELS, PanopticFPNConfig, SemanticHead, VTFPNConfig, upsample
 
 FAMILIES = ("vt_fpn", "panoptic_fpn")
 
@@ -274,3 +274,12 @@ def test_exports(small, family):
 def test_impossible_configurations(kind, options, message):
     with pytest.raises(ConfigError, match=message):
         kind(18, **options)
+
+
+def test_dropout_acts_before_the_last_layer_and_in_training_only():
+    torch.manual_seed(0)
+    head = SemanticHead(32, 64, 3, dropout=0.5)
+    maps = [torch.randn(1, 32, 16 // 2**level, 16 // 2**level) for level in range(4)]
+    assert not torch.equal(head(maps), head(maps))
+    head.eval()
+    assert torch.equal(head(maps), head(maps))

@@ -11,6 +11,8 @@ from vtviz.data.folder import open_folder
 from vtviz.errors import ConfigError, DataError
 from vtviz.models.registry import build_model
 from vtviz.predictor import Predictor
+from vtviz.statistics import summarize
+from vtviz.train import evaluation
 from vtviz.train.evaluation import evaluate_classifier, pick_device
 
 
@@ -38,6 +40,8 @@ def test_scores_are_those_of_the_predictor(predictor, balls):
     assert set(result.tokens) == {"block0", "block1"}
     table = result.table()
     assert f"top-1 {100 * result.top1:.2f} %" in table
+    half = "95 % interval ± 13.86"  # 1.96 standard deviations of a share of one half, of 50 images
+    assert half in replace(result, top1=0.5, n=50).table()
     assert len(table.splitlines()) == 2 + 2 + 3
 
 
@@ -57,6 +61,17 @@ def test_options(predictor, balls):
     small = evaluate_classifier(predictor, balls, size=32, crop="center")
     assert (small.size, small.crop) == (32, "center")
     assert evaluate_classifier(predictor, balls, workers=1) == evaluate_classifier(predictor, balls)
+
+
+def test_the_images_whose_maps_are_summed_up_lie_evenly_however_they_are_batched(predictor, balls, monkeypatch):
+    monkeypatch.setattr(evaluation, "TOKEN_IMAGES", 3)  # every fourth of twelve
+    images = [path for folder in sorted((balls / "val").iterdir()) for path in sorted(folder.iterdir())]
+    seen = [predictor.extract(images[i]).statistics() for i in (0, 4, 8)]
+    for batch_size in (12, 5):
+        tokens = evaluate_classifier(predictor, balls, batch_size=batch_size).tokens
+        for name, found in tokens.items():
+            expected = summarize([statistics[name] for statistics in seen])
+            assert found == pytest.approx(expected, rel=1e-4)
 
 
 def test_unreadable_files_are_named_and_not_counted(predictor, make_folder):
