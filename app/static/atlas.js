@@ -21,7 +21,7 @@
   };
   const COLUMNS = [
     ["trained", "model", "The model as it is."],
-    ["untrained", "untrained", "The same model with random weights."],
+    ["untrained", "untrained", "The same model before any training: random weights, and norms that have seen no photo."],
     ["shuffled", "shuffled", "Maps and masks (or maps and maps) of photos that do not belong together."],
   ];
   const ORDERS = [["number", "Number"], ["peak", "Peak"], ["entropy", "Least spread"], ["shared", "Least shared"], ["best", "IoU"]];

@@ -232,6 +232,7 @@ def test_a_model_s_name_is_no_way_out(name, folder, monkeypatch, capsys, tmp_pat
     tally("names that are ways out tried", 3)
 
 
+@pytest.mark.timeout(60)
 def test_a_checkpoint_that_is_no_regular_file_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "pipe.safetensors")
     (tmp_path / "pipe.json").write_text("{}")

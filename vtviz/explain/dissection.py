@@ -197,7 +197,10 @@ def dissect(
 
 
 def untrained_twin(predictor: Predictor, seed: int = 0) -> Predictor:
-    """The same model with random weights, which depend on the seed alone, on the same device."""
+    """The same model before any training, on the same device: random weights, which depend on the seed alone.
+
+    Its norms have seen no image either. Calibrated on some, later layers' maps would be less alike than they are here.
+    """
     model = plain_model(predictor.model)
     with _Drawing(torch.Generator().manual_seed(seed)):
         twin = type(model)(model.config)
