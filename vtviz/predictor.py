@@ -346,7 +346,7 @@ def load_model(
         ConfigError: for an engine or a device that is not to be had here.
     """
     check_engine(engine, dtype)
-    where = check_device(str(device)) if device else default_device() if engine == "torch" else "cpu"
+    where = check_device(str(device)) if device is not None else default_device() if engine == "torch" else "cpu"
     model, card = checkpoints.load(name, device=where)
     return Predictor(model, card, engine=open_engine(engine, model, dtype=dtype, weights=card.sha256))
 

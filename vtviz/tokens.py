@@ -151,7 +151,7 @@ def _layer_maps(layer: Layer, name: str, stride: int, image: int) -> LayerMaps:
     tokenizer, transformer, projector = layer
     # In PyTorch: the threads that NumPy's products leave waiting take the next forward pass's cores for milliseconds.
     weights, values, gathered = (own(t).double() for t in tokenizer[1:])
-    recomputed = (weights.flatten(2) @ values.flatten(2).mT).mT  # Eq. 1; V^T A is ten times slower on channels-last V
+    recomputed = (weights.flatten(2) @ values.flatten(2).mT).mT  # Eq. 1; V A^T takes up to ten times as long
     return LayerMaps(
         name=name,
         stride=stride,

@@ -58,30 +58,30 @@ def test_only_offered_names_are_opened(models, shelf):
             shelf.get(name)
 
 
-def test_few_models_stay_loaded(models, tmp_path, monkeypatch):
+@pytest.fixture
+def crowded(models, tmp_path, monkeypatch) -> Shelf:
+    """With more models, m0 and so on, than stay loaded."""
     for i in range(LOADED + 2):
         for suffix in (".safetensors", ".json"):
             shutil.copy(models / f"own{suffix}", tmp_path / f"m{i}{suffix}")
     monkeypatch.setenv("VTVIZ_CHECKPOINTS", str(tmp_path))
-    shelf = Shelf(device="cpu")
-    first = shelf.get("m0")
-    assert shelf.get("m0") is first
+    return Shelf(device="cpu")
+
+
+def test_few_models_stay_loaded(crowded):
+    first = crowded.get("m0")
+    assert crowded.get("m0") is first
     for i in range(1, LOADED + 1):
-        shelf.get(f"m{i}")
-    assert shelf.get("m0") is not first
+        crowded.get(f"m{i}")
+    assert crowded.get("m0") is not first
 
 
-def test_the_model_that_was_not_asked_for_longest_goes_first(models, tmp_path, monkeypatch):
-    for i in range(LOADED + 1):
-        for suffix in (".safetensors", ".json"):
-            shutil.copy(models / f"own{suffix}", tmp_path / f"m{i}{suffix}")
-    monkeypatch.setenv("VTVIZ_CHECKPOINTS", str(tmp_path))
-    shelf = Shelf(device="cpu")
-    loaded = [shelf.get(f"m{i}") for i in range(LOADED)]
-    assert shelf.get("m0") is loaded[0]  # the oldest, but in use
-    shelf.get(f"m{LOADED}")
-    assert shelf.get("m0") is loaded[0]
-    assert shelf.get("m1") is not loaded[1]
+def test_the_model_that_was_not_asked_for_longest_goes_first(crowded):
+    loaded = [crowded.get(f"m{i}") for i in range(LOADED)]
+    assert crowded.get("m0") is loaded[0]  # the oldest, but in use
+    crowded.get(f"m{LOADED}")
+    assert crowded.get("m0") is loaded[0]
+    assert crowded.get("m1") is not loaded[1]
 
 
 def test_two_callers_get_one_model(models):

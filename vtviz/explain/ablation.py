@@ -34,6 +34,7 @@ from vtviz.engines import inference
 from vtviz.errors import ConfigError, did_you_mean
 from vtviz.explain.effects import AreaJudge, ClassJudge, Effects, plain
 from vtviz.explain.onward import Onward
+from vtviz.explain.target import images_at_once
 from vtviz.export import publish, staged
 from vtviz.images import ImageSource
 from vtviz.models.visual_transformer import BlockOutput, Edit
@@ -174,7 +175,7 @@ def ablate(
             judge = AreaJudge(logits.float(), truth, photo.geometry)
         total, done = sum(_count(out, mode, draws) for out in outputs for mode in modes), 0
         found: list[dict[str, Effects]] = [{} for _ in outputs]
-        together = max(1, min(ROWS, ROWS * 224**2 // (x.shape[2] * x.shape[3])))
+        together = images_at_once(x, ROWS)
         for layer, mode in product(range(len(outputs)), modes):
             answers: list[tuple[int, Any]] = []
             rows = _replacements(run, outputs, layer, mode, reference, draws, rng)

@@ -199,7 +199,7 @@ def dissect(
 def untrained_twin(predictor: Predictor, seed: int = 0) -> Predictor:
     """The same model before any training, on the same device: random weights, which depend on the seed alone.
 
-    Its norms have seen no image either. Calibrated on some, later layers' maps would be less alike than they are here.
+    Its norms have seen no image either, which may make later layers' maps more alike than norms that have would.
     """
     model = plain_model(predictor.model)
     with _Drawing(torch.Generator().manual_seed(seed)):

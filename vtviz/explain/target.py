@@ -18,9 +18,12 @@ PIXELS_AT_ONCE = 8 * 224**2
 """Of the images that go through a model together with their gradients, which keep every layer's activations."""
 
 
-def images_at_once(x: Tensor) -> int:
-    """How many images of the size of ``x`` (..., h, w) go through a model together where gradients are asked for."""
-    return max(1, min(8, PIXELS_AT_ONCE // (x.shape[-2] * x.shape[-1])))
+def images_at_once(x: Tensor, most: int = 8) -> int:
+    """How many images of the size of ``x`` (..., h, w) go through a model together where gradients are asked for.
+
+    Where none are, ``most`` may be more, and the pixels are in proportion.
+    """
+    return max(1, min(most, most * PIXELS_AT_ONCE // (8 * x.shape[-2] * x.shape[-1])))
 
 
 @dataclass(frozen=True, eq=False)

@@ -285,10 +285,8 @@ class Projector(nn.Module):
         value = self.value(tokens).unflatten(1, (self.heads, -1))
         out = None if absent is None else absent[:, None, :, None]
         coefficients = masked_softmax(key.transpose(2, 3) @ query * self.scale, 2, out)
-        folded = (
-            not self.training and absent is None and folds(self.norm)
-        )  # the coefficients sum to 1: normalise values, and not the map
-        if folded:
+        folded = not self.training and absent is None and folds(self.norm)
+        if folded:  # the coefficients sum to 1: normalise values, and not the map
             scale, shift = (part.view(self.heads, -1, 1) for part in scale_and_shift(self.norm))
             value = value * scale + shift
         projection = (value @ coefficients.to(value.dtype)).flatten(1, 2).unflatten(-1, size)
