@@ -1,9 +1,11 @@
 """Small models and data sets for the page, the page itself on a free port, and a browser."""
 
+import asyncio
 import json
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -98,6 +100,17 @@ def browser() -> Iterator[object]:
         chromium = playwright.chromium.launch(executable_path=found, headless=True, args=FLAGS)
         yield chromium
         chromium.close()
+
+
+@pytest.fixture(scope="session")
+def awaited() -> Callable[[Coroutine[Any, Any, Any]], Any]:
+    """``awaited(coroutine)``: what it returns."""
+
+    def run(coroutine: Coroutine[Any, Any, Any]) -> Any:
+        with ThreadPoolExecutor(1) as pool:  # once a browser was driven, this thread has a loop that runs
+            return pool.submit(asyncio.run, coroutine).result()  # noqa: TID251
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -1,14 +1,10 @@
 """Every handler of the page, called with what a browser could send in the place of what its controls hold."""
 
-import asyncio
 import json
 import logging
 import random
 import traceback
-from collections.abc import Coroutine
-from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
-from typing import Any
 
 import gradio as gr
 import numpy as np
@@ -95,17 +91,11 @@ async def call(page: gr.Blocks, handler, values, session: SessionState, said: di
     return "\n".join(answers)
 
 
-def wait(coroutine: Coroutine[Any, Any, Any]) -> Any:
-    """What it returns. In a thread of its own: where a browser was driven, this one has a running loop."""
-    with ThreadPoolExecutor(1) as pool:
-        return pool.submit(asyncio.run, coroutine).result()
-
-
-def test_every_handler_answers_junk_with_a_line(page, tally, caplog):
+def test_every_handler_answers_junk_with_a_line(page, awaited, tally, caplog):
     rng, faults, failed, calls = random.Random(7), {}, set(), 0
     session = SessionState(page)
     arrive = next(handler for handler in handlers(page) if handler.name == "arrive")
-    assert wait(call(page, arrive, [], session, {}))  # from here on there is a photo in the session
+    assert awaited(call(page, arrive, [], session, {}))  # from here on there is a photo in the session
     for handler in handlers(page):
         width = len(handler.inputs)
         tries = [[junk] * width for junk in JUNK]
@@ -117,7 +107,7 @@ def test_every_handler_answers_junk_with_a_line(page, tally, caplog):
                 kind = rng.choice(KINDS)
                 said |= {"kind": kind, "sections": {kind: said["label"]}}
             try:
-                if FAILED in wait(call(page, handler, values, session, said)):
+                if FAILED in awaited(call(page, handler, values, session, said)):
                     failed.add(handler.name)
             except Exception as error:  # noqa: BLE001 - whatever it is, it is counted
                 where = [f for f in traceback.extract_tb(error.__traceback__) if "/gradio/" not in f.filename]

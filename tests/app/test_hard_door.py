@@ -1,6 +1,5 @@
 """Who may come in, what they may ask for and how often, and that no file and no address is fetched on their word."""
 
-import asyncio
 import http.client
 import http.server
 import json
@@ -158,7 +157,7 @@ def test_routes_that_the_page_does_not_need_are_closed(address, path, method):
 
 
 @pytest.mark.parametrize("reachable", [False, True])
-def test_no_web_socket_gets_past_the_door(reachable):
+def test_no_web_socket_gets_past_the_door(awaited, reachable):
     """A browser opens one to any site without asking; the page uses none."""
     reached, sent = [], []
 
@@ -170,9 +169,9 @@ def test_no_web_socket_gets_past_the_door(reachable):
 
     door = Armour(behind, reachable=reachable)
     scope = {"type": "websocket", "path": "/gradio_api/queue/join", "headers": [(b"host", b"localhost")]}
-    asyncio.run(door(scope, None, send))
+    awaited(door(scope, None, send))
     assert (reached, sent) == ([], [{"type": "websocket.close", "code": 1008}])
-    asyncio.run(door({"type": "lifespan"}, None, send))  # the server's own start and end
+    awaited(door({"type": "lifespan"}, None, send))  # the server's own start and end
     assert reached == [True]
 
 
