@@ -197,8 +197,8 @@ def blend(
     _check_cmap(cmap)
     blended = _colours(np.clip(values, *limits, out=values), cmap, *limits)
     cv2.addWeighted(photo, 1 - opacity, blended, opacity, 0, dst=blended)
-    outside = np.isnan(values)
-    if outside.any():
+    if np.isnan(values.min()):
+        outside = np.isnan(values)
         blended[outside] = (photo[outside] * DIMMED).astype(np.uint8)
     return blended
 

@@ -11,7 +11,7 @@ from vtviz.explain.curves import STEPS as SHARES
 from vtviz.explain.explainer import METHODS, STEPS
 from vtviz.explain.faithfulness import BASELINES, measure_faithfulness
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
 pytest.importorskip("captum")
 
 

@@ -242,6 +242,7 @@ def test_every_token_is_tried_beside_its_baselines(visit, settle, shelf):
     page.wait_for_function("(label) => document.querySelector('.vtx-told').textContent.startsWith(label)", arg=label)
 
 
+@pytest.mark.slow
 def test_methods_stand_side_by_side_and_the_report_holds_them(visit, settle, shelf):
     pytest.importorskip("captum")
     page = visit("/?view=attribution")
@@ -353,6 +354,7 @@ def test_every_view_fits_and_every_control_has_a_name(visit, segment_address, wi
             assert sheet.evaluate("(e) => getComputedStyle(e).backgroundColor") == "rgba(0, 0, 0, 0)"
 
 
+@pytest.mark.slow
 def test_tokens_of_all_levels_read_each_other(visit, settle, segment_address, segment_shelf):
     page = visit("/?view=lineage&layer=2&token=5", at=segment_address)
     maps = extract_tokens(load_examples()["cat"].image, segment_shelf.get("scene"))

@@ -130,6 +130,7 @@ def test_what_is_sent_is_small(tab, shelf):
 
 
 @pytest.mark.browser
+@pytest.mark.slow
 def test_the_two_sides_are_linked(browser, serving, shelf, photo):
     url = serving(build_page(shelf))
     page = browser.new_page(viewport={"width": 1280, "height": 900})

@@ -41,6 +41,7 @@ def test_the_cost_is_that_of_the_form_as_it_is_now(browser, serving, train, monk
 
 
 @pytest.mark.browser
+@pytest.mark.slow
 def test_a_run_is_started_watched_cancelled_resumed_and_deleted(browser, serving, train, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     url = serving(build_page(train.shelf, train))

@@ -116,6 +116,7 @@ def test_a_run_that_goes_on_keeps_its_model_and_nothing_is_written(trained_copy,
     assert after == before
 
 
+@pytest.mark.slow
 def test_two_processes_do_what_one_does_that_accumulates(make_folder, tiny_job, tmp_path, quick):
     data = make_folder(train=10, val=4)  # 30 images: three steps of 8, and 6 that fill none
     # the running statistics of batch norm are each process's own, so validation is not compared
