@@ -120,6 +120,8 @@ def _print(result: Ablation) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from vtviz.explain.lineage import slot_names
+
     console = Console(width=max(100, Console().width))
     if result.target is None:
         console.print("Share of the pixels that get another class, in %", highlight=False)
@@ -128,14 +130,14 @@ def _print(result: Ablation) -> None:
             f"Change of the probability of {result.classes[result.target]} ({result.probability:.1%}), in points",
             highlight=False,
         )
-    for layer in result.layers:
+    shown = [[_column(effects) for effects in layer.effects.values()] for layer in result.layers]
+    counts = [(layer.kept, len(columns[0]) - layer.kept) for layer, columns in zip(result.layers, shown, strict=True)]
+    for layer, names, columns in zip(result.layers, slot_names(counts), shown, strict=True):
         grid = Table(title=layer.name, title_justify="left", box=None)
-        grid.add_column("token", justify="right")
-        for mode in layer.effects:
-            grid.add_column(mode, justify="right")
-        columns = [_column(effects) for effects in layer.effects.values()]
-        for token, cells in enumerate(zip(*columns, strict=True)):
-            grid.add_row(f"{token}{' (kept)' if token < layer.kept else ''}", *cells)
+        for heading in ("token", *layer.effects):
+            grid.add_column(heading, justify="right")
+        for name, *cells in zip(names, *columns, strict=True):
+            grid.add_row(name, *cells)
         console.print(grid)
 
 

@@ -13,6 +13,8 @@ from vtviz.console import Crop, Device, Image, Json, Model, Size, name_files, op
 from vtviz.errors import ConfigError
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from vtviz.explain.query import LayerQuery
 
 
@@ -46,6 +48,7 @@ def query(
 
     vtviz query street.png --box 120,180,240,270 --model vt_fpn_resnet18_camvid --out out
     """
+    from vtviz.explain.lineage import slot_names
     from vtviz.explain.query import query as ask
     from vtviz.explain.query_picture import save_query
 
@@ -59,8 +62,9 @@ def query(
     if as_json:
         print_json(result.to_dict() | name_files(written))
     else:
-        for layer in result.layers:
-            typer.echo(_sentence(layer))
+        names = slot_names([(layer.kept, layer.read_by.shape[1]) for layer in result.layers])
+        for layer, tokens in zip(result.layers, names, strict=True):
+            typer.echo(_sentence(layer, tokens))
 
 
 def _numbers(option: str, text: str | None, example: str) -> tuple[int, ...] | None:
@@ -73,17 +77,14 @@ def _numbers(option: str, text: str | None, example: str) -> tuple[int, ...] | N
     return numbers
 
 
-def _sentence(layer: LayerQuery) -> str:
+def _sentence(layer: LayerQuery, names: list[str]) -> str:
     """The strongest three of either way, on one line."""
-    read_by = layer.read_by.mean(axis=0)
-    parts = [f"read by {_strongest(read_by)}"]
+    parts = [f"read by {_strongest(layer.read_by.mean(axis=0), names[layer.kept :])}"]
     if layer.reads is not None:
-        reads = layer.reads.mean(axis=0) * layer.reads.shape[1]
-        parts.append(f"reads {_strongest(reads, layer.kept)}")
+        parts.append(f"reads {_strongest(layer.reads.mean(axis=0) * len(names), names)}")
     return f"{layer.name}: {'; '.join(parts)}"
 
 
-def _strongest(values: Any, kept: int = 0) -> str:
-    names = [f"kept {slot}" if slot < kept else str(slot - kept) for slot in range(len(values))]
+def _strongest(values: np.ndarray, names: list[str]) -> str:
     best = (-values).argsort(kind="stable")[:3]
     return ", ".join(f"token {names[i]} ({values[i]:.1f}×)" for i in best)

@@ -8,7 +8,7 @@ import torch
 
 from vtviz.drawing import Group, Picture
 from vtviz.errors import ConfigError, DataError
-from vtviz.explain.lineage import Lineage, LineageToken, lineage
+from vtviz.explain.lineage import Lineage, LineageToken, lineage, slot_names
 from vtviz.explain.lineage_picture import lineage_figure, lineage_png, lineage_svg, save_lineage
 from vtviz.predictor import Predictor
 
@@ -70,6 +70,21 @@ def test_three_blocks_pass_tokens_on_first_in_first_out(extract):
     made = [token for token in found.tokens[2] if token.kind == "made"]
     assert [(token.origin, token.gathered) for token in made] == [(j, (2, j)) for j in range(8)]
     assert [found.tokens[1][token.origin].gathered for token in made] == [(0, 8 + j) for j in range(8)]
+
+
+@pytest.mark.parametrize("options", [{"blocks": 3}, {"blocks": 3, "dynamic": False}, {"blocks": 1}])
+def test_a_slot_is_named_by_the_map_that_gathered_its_token(extract, options):
+    maps = extract(**options)
+    names = slot_names([(layer.kept, layer.num_tokens) for layer in maps.layers])
+    for index, (tokens, said) in enumerate(zip(lineage(maps).tokens, names, strict=True)):
+        for token, name in zip(tokens, said, strict=True):
+            layer, number = token.gathered
+            assert name == (f"kept {number}" if token.kind == "kept" else str(number))
+            assert layer == index - (token.kind == "kept")
+
+
+def test_without_the_layer_before_a_kept_token_has_no_number():
+    assert slot_names([(2, 1), (1, 1)]) == [["kept", "kept", "0"], ["kept 0", "0"]]
 
 
 def test_without_dynamic_tokenizers_half_is_kept_and_the_rest_ends(extract):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -119,6 +120,24 @@ class Lineage:
             text = json.dumps(self.to_dict(), indent=1) + "\n"
             (stage / "lineage.json").write_text(text, encoding="utf-8")
             return publish(stage, folder, ("attention.npz", "lineage.json"))
+
+
+def slot_names(layers: Sequence[tuple[int, int]]) -> list[list[str]]:
+    """What the tokens of each layer are called, in the order of their slots.
+
+    Args:
+        layers: (kept, new) of each: how many of its tokens come from the layer before, and how many it gathers.
+
+    Returns:
+        "3" for the one that the layer's map 3 gathered, "kept 12" for the one that map 12 of the layer before did. Just
+        "kept" where that layer is not among them.
+    """
+    names = []
+    for index, (kept, new) in enumerate(layers):
+        first = layers[index - 1][1] - kept if index else None  # T_b of Eq. 5 is the last of the layer before
+        old = ["kept" if first is None else f"kept {first + slot}" for slot in range(kept)]
+        names.append([*old, *map(str, range(new))])
+    return names
 
 
 def lineage(maps: TokenMaps) -> Lineage:

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from vtviz.drawing import Colour, Figure, Part, Picture, Shape, Words, box, to_png
+from vtviz.explain.lineage import slot_names
 from vtviz.explain.query import LayerQuery, PixelQuery
 from vtviz.export import publish, staged
 from vtviz.thumbnails import shrink, thumbnails
@@ -55,16 +56,17 @@ def query_figure(maps: TokenMaps, result: PixelQuery) -> Figure:
     shown = [_columns(layer) for layer in result.layers]
     top_value = max(2.0, *(float(np.nanmax(v)) for pair in shown for v in pair if v is not None))
     pictures = thumbnails(maps, 64).pictures
+    names = slot_names([(layer.kept, layer.read_by.shape[1]) for layer in result.layers])
     lefts, right, bottom = MARGIN + PHOTO + 2 * MARGIN, 0.0, TOP + height + 30
     y = float(MARGIN)
     across = min(len(result.layers), 2)
     for index, layer in enumerate(result.layers):
         column = index % across
         if index and column == 0:
-            y += TOP + ROW * max(len(_names(each)) for each in result.layers) + CHART_GAP
+            y += TOP + ROW * max(len(_rows(each)) for each in result.layers) + CHART_GAP
         x = lefts + column * (2 * (BAR + SIDE) + CHART_GAP + 60)
-        parts += _chart(layer, shown[index], pictures[index], (x, y), top_value)
-        right, bottom = x + 2 * (BAR + SIDE) + 60, max(bottom, y + TOP + ROW * len(_names(layer)))
+        parts += _chart(layer, shown[index], pictures[index], names[index], (x, y), top_value)
+        right, bottom = x + 2 * (BAR + SIDE) + 60, max(bottom, y + TOP + ROW * len(_rows(layer)))
     return Figure(right + MARGIN, bottom + MARGIN, parts)
 
 
@@ -73,7 +75,7 @@ def _title(result: PixelQuery) -> str:
     return f"pixel {x0}, {y0}" if (x1 - x0, y1 - y0) == (1, 1) else f"box {x0}, {y0} to {x1}, {y1}"
 
 
-def _names(layer: LayerQuery) -> list[int]:
+def _rows(layer: LayerQuery) -> list[int]:
     """Slots that have a row: where no projector reads them, kept tokens have nothing to show."""
     count = layer.kept + layer.read_by.shape[1]
     return list(range(layer.kept if layer.reads is None else 0, count))
@@ -89,14 +91,15 @@ def _chart(
     layer: LayerQuery,
     shown: tuple[np.ndarray, np.ndarray | None],
     pictures: list[np.ndarray],
+    names: list[str],
     place: tuple[float, float],
     top_value: float,
 ) -> list[Part]:
     x, y = place
     left, right = x + SIDE + BAR, x + SIDE + BAR + 60  # where the bars begin
     read_by, reads = shown
-    names = _names(layer)
-    high = ROW * len(names)
+    rows = _rows(layer)
+    high = ROW * len(rows)
     parts: list[Part] = [
         Words((left + right) / 2, y + 6, layer.name, 15, "middle"),
         Words(left, y + 28, "tokens that read it", 12, "end", muted=True),
@@ -111,12 +114,11 @@ def _chart(
         parts += [Words(right, y + 46, "none: the last block", 12), Words(right, y + 62, "has no projector", 12)]
     scale = min((ROW - 4) / pictures[0].shape[0], 30 / pictures[0].shape[1])
     tall, wide = (side * scale for side in pictures[0].shape[:2])
-    for row, slot in enumerate(names):
+    for row, slot in enumerate(rows):
         middle = y + TOP + (row + 0.5) * ROW
         if slot >= layer.kept:
             parts.append(Picture(left + 6, middle - tall / 2, wide, tall, pictures[slot - layer.kept]))
-        name = str(slot - layer.kept) if slot >= layer.kept else f"kept {slot}"
-        parts.append(Words(right - 6, middle, name, 11, "end", muted=slot < layer.kept))
+        parts.append(Words(right - 6, middle, names[slot], 11, "end", muted=slot < layer.kept))
         for (start, way), values, colour in zip(sides, (read_by, reads), (READ_BY, READS), strict=False):
             value = float(np.nan if values is None else values[slot])
             if not np.isnan(value):
