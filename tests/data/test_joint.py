@@ -60,6 +60,19 @@ def test_image_and_labels_stay_together(folder):
     assert {0, 1, 2} <= set(labels.unique().tolist()) <= {0, 1, 2, IGNORE}
 
 
+@pytest.mark.parametrize("scale", [0.7, 1.6, 2.0])
+def test_labels_lie_where_the_image_does(scale):
+    """Both are the same ramp, down and across; the image's is smooth, the labels' goes in steps about it."""
+    torch.manual_seed(0)
+    crop = ScaledCrop(64, 100, (scale, scale))
+    for ramp in (torch.arange(200, dtype=torch.uint8).expand(200, 200), torch.arange(200, dtype=torch.uint8)[:, None]):
+        pixels = ramp.expand(200, 200).contiguous()
+        image, labels = crop(tv_tensors.Image(pixels[None]), tv_tensors.Mask(pixels))
+        assert (type(labels), labels.shape, labels.dtype) == (tv_tensors.Mask, (64, 64), torch.uint8)
+        apart = (labels.float() - image[0].float()) * scale / 2  # in pixels of the crop
+        assert abs(float(apart.mean())) < 0.15
+
+
 def test_scale_one_is_what_the_model_will_see():
     """A window of the evaluation's size holds the whole of a square photo."""
     image = tv_tensors.Image(

@@ -242,5 +242,5 @@ def test_data_processes_are_forked_on_linux_and_nowhere_else(store, monkeypatch)
         monkeypatch.setattr(sys, "platform", system)
         context = training_loader(data, the_plan, workers=1).multiprocessing_context
         assert (context and context.get_start_method()) == way
-    assert _default_workers("cuda") == 0  # there each would get a copy of all photos
+    assert _default_workers("cuda", 1) == 0  # there each would get a copy of all photos
     assert training_loader(data, the_plan).multiprocessing_context is None

@@ -91,8 +91,9 @@ def test_a_run_that_goes_on_with_another_batch_keeps_to_its_schedule(tiny_job, b
     options = {"epochs": 2, "schedule": "cosine", "warmup_epochs": 0.0}
     run = train(tiny_job(recipe=options | {"epochs": 1}))
     train(tiny_job(recipe=options | {"epochs": 4, "batch_size": batch_size}), resume=True)
-    at_the_end = [1e-3 * 0.5 * (1 + math.cos(math.pi * epoch / 4)) for epoch in (2, 3, 4)]
-    assert [row["lr"] for row in read_metrics(run)][1:] == pytest.approx(at_the_end, abs=1e-9)
+    steps = 24 // batch_size  # of an epoch, whose last one's rate is told
+    lasts = [1e-3 * 0.5 * (1 + math.cos(math.pi * (epoch - 1 / steps) / 4)) for epoch in (2, 3, 4)]
+    assert [row["lr"] for row in read_metrics(run)][1:] == pytest.approx(lasts, abs=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -105,6 +106,7 @@ def test_a_run_that_goes_on_with_another_batch_keeps_to_its_schedule(tiny_job, b
         ),
         ({"recipe": {"ema": 0.0}}, r"its averaging: it has an average of its weights \(ema\), got no average"),
         ({"recipe": {"optimizer": "sgd"}}, "its optimizer: it has adamw, got sgd"),
+        ({"recipe": {"seed": 7}}, "its seed: it has 0, got 7"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
@@ -114,6 +116,28 @@ def test_a_run_that_goes_on_keeps_its_model_and_nothing_is_written(trained_copy,
         train(tiny_job(trained_copy, **change), resume=True)
     after = {path: path.read_bytes() for path in trained_copy.rglob("*") if path.is_file()}
     assert after == before
+
+
+def test_a_run_that_goes_on_keeps_what_it_started_from(trained, trained_copy, tiny_job):
+    """Its state replaces those weights anyway; its card would say what is not so."""
+    with pytest.raises(ConfigError, match=f"cannot change its start: it has None, got {trained}"):
+        train(tiny_job(trained_copy, start=str(trained)), resume=True)
+
+
+@pytest.mark.parametrize(("was", "now"), [(0.05, 0.0), (0.0, 0.05)])
+def test_a_run_goes_on_with_another_weight_decay(tiny_job, was, now):
+    run = train(tiny_job(recipe={"epochs": 1, "weight_decay": was}))
+    train(tiny_job(recipe={"epochs": 2, "weight_decay": now}), resume=True)
+    (state,) = torch.load(run / STATE, weights_only=False)["optimizer_states"]
+    assert {group["weight_decay"] for group in state["param_groups"]} == {0.0, now}
+
+
+def test_a_damaged_state_is_one_line(trained_copy, tiny_job):
+    whole = (trained_copy / STATE).read_bytes()
+    (trained_copy / STATE).write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(TrainingError, match=r"state\.ckpt is damaged \(.*\); start a new run, whose --from") as caught:
+        train(tiny_job(trained_copy, recipe={"epochs": 3}), resume=True)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.slow

@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torchvision
 from filelock import FileLock
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import vtviz
 from vtviz import checkpoints
@@ -199,6 +200,12 @@ def test_a_plain_resnet_with_a_teacher_and_mixup(trained, tiny_job):
     assert checkpoints.read_card(run / "last.safetensors").teacher == "run"
 
 
+def test_a_teacher_without_anything_to_teach_is_refused(tiny_job, tmp_path):
+    save_file(torchvision.models.resnet50(weights=None).state_dict(), tmp_path / "r50.safetensors")
+    with pytest.raises(ConfigError, match="r50 has nothing to teach vt_resnet18"):
+        train(tiny_job(teacher=str(tmp_path / "r50.safetensors")))
+
+
 def test_a_student_of_its_teachers_shape_learns_its_tokens(trained, tiny_job):
     run = train(tiny_job("student", teacher=str(trained), recipe={"epochs": 1, "diversity_weight": 0.1}))
     (row,) = read_metrics(run)
@@ -216,6 +223,29 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_batch(tiny_job):
     batch = load_file(run / BAD_BATCH)
     assert batch["images"].shape[0] == batch["targets"].shape[0] == 8
     assert vtviz.load_model(run / "last.safetensors").card.epochs == 1
+
+
+def test_in_the_first_epoch_nothing_is_kept_and_none_is_promised(tiny_job):
+    job = tiny_job(recipe={"epochs": 1, "lr": 1e30, "ema": 0.0, "clip": 0.0, "warmup_epochs": 0.0, "mixup": 0.4})
+    with pytest.raises(TrainingError, match="the loss became") as caught:
+        train(job)
+    assert "--resume" not in str(caught.value)
+    batch = load_file(Path(job.out) / BAD_BATCH)  # mixed, both images and targets: the loss can be computed from it
+    assert batch["targets"].shape == (8, 3)
+    assert torch.allclose(batch["targets"].sum(dim=1), torch.ones(8))
+    assert (batch["targets"].max(dim=1).values < 1).any()
+
+
+def test_what_a_data_loading_process_died_of_is_one_line(tmp_path):
+    with pytest.raises(TrainingError, match=r"Killed\. Fewer --workers take less memory$"), run._one_line(tmp_path):
+        raise RuntimeError("DataLoader worker (pid 27442) is killed by signal: Killed. ")
+    with pytest.raises(RuntimeError, match="mat1"), run._one_line(tmp_path):  # a fault of ours is no user's
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+
+def test_a_single_image_without_extent_has_no_statistics(tiny_job):
+    with pytest.raises(TrainingError, match="batch norm cannot train on a single image of so few pixels"):
+        train(tiny_job(model="resnet18", recipe={"batch_size": 1, "sizes": "32"}))
 
 
 def test_a_full_disk_is_one_line_and_the_last_epoch_is_kept(tiny_job):
@@ -297,6 +327,7 @@ def test_freezing_counts_the_papers_stages(tiny_job, tiny_model):
         ({"teacher": "no_such_teacher"}, CheckpointError, "no checkpoint named 'no_such_teacher'"),
         ({"start": "no_such_start"}, CheckpointError, "no checkpoint named 'no_such_start'"),
         ({"classes_file": "/nowhere.txt"}, DataError, "no class list"),
+        ({"recipe": {"precision": "16-mixed"}}, ConfigError, "precision 16-mixed needs a GPU"),
     ],
 )
 def test_what_cannot_work_is_said_before_anything_is_written(tiny_job, fields, error, message):

@@ -3,6 +3,7 @@
 import csv
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +18,8 @@ from vtviz.backbones import create_model
 from vtviz.cli import app
 from vtviz.data.segmentation import IGNORE, open_segmentation
 from vtviz.errors import CheckpointError, ConfigError, DataError, TrainingError
+from vtviz.models.resnet import ResNetBackbone
+from vtviz.train import setup
 from vtviz.train.callbacks import read_metrics
 from vtviz.train.evaluation import evaluate_classifier
 from vtviz.train.job import STATE, TrainingJob
@@ -26,6 +29,8 @@ from vtviz.train.recipes import make_recipe
 from vtviz.train.run import train
 from vtviz.train.segmenter import SegmenterTraining, class_weights
 from vtviz.train.segmenter_evaluation import evaluate_segmenter
+from vtviz.train.setup import _take_backbone
+from vtviz.train.setup_segmenter import set_up_segmenter
 
 CLASSES = ("background", "red ball", "green ball")
 OPTIONS = {"channels": 32, "head_channels": 64, "token_channels": 32, "heads": 2, "groups": 4, "num_tokens": 4}
@@ -150,6 +155,17 @@ def test_flip_and_scales_average_probabilities(segmenter, discs):
     assert "scales 1, 1.5, mirrored too" in several.table()
     with pytest.raises(ConfigError, match=r"scales must be numbers from 0\.1 to 10"):
         evaluate_segmenter(model, discs, scales=(0,))
+    with pytest.raises(ConfigError, match=r"scale 0.25 of 64 pixels is 16; a size must be from 32 to 1024"):
+        evaluate_segmenter(model, discs, scales=(1, 0.25))
+    with pytest.raises(ConfigError, match="size must be a whole number of pixels from 32 to 1024, got 0"):
+        evaluate_segmenter(model, discs, size=0)
+
+
+def test_a_single_scale_is_the_size_that_is_seen(segmenter, discs):
+    model = vtviz.load_model(segmenter, "cpu")
+    scaled, small = evaluate_segmenter(model, discs, scales=(0.5,)), evaluate_segmenter(model, discs, size=32)
+    assert (scaled.miou, scaled.tokens, scaled.per_class) == (small.miou, small.tokens, small.per_class)
+    assert scaled.per_class != evaluate_segmenter(model, discs).per_class
 
 
 def test_a_mirrored_view_has_its_left_and_right_classes_changed_back(segmenter):
@@ -322,11 +338,46 @@ def test_scoring_with_the_wrong_kind_of_model_is_one_line(segmenter, trained, di
 
 def test_class_weights():
     pixels = torch.tensor([900, 100, 0])
-    assert class_weights(pixels, 0).tolist() == pytest.approx([1, 1, 0])
+    assert class_weights(pixels, 0).tolist() == pytest.approx([1, 1, 1])
     for balance in (0.5, 1.0):
         weights = class_weights(pixels, balance)
         assert float(weights[1] / weights[0]) == pytest.approx(9**balance)
         assert float((weights * pixels / 1000).sum()) == pytest.approx(1)
+        assert weights[2] == weights[1]  # it may be in an image that was not counted
+    assert class_weights(torch.zeros(2), 0.5).isfinite().all()
+
+
+def test_a_class_of_images_that_were_not_counted_is_trained_too(tmp_path, monkeypatch):
+    data = write_set(tmp_path / "rare", classes=(*CLASSES, "rare"), train=3, val=1)
+    alike = set_up_segmenter(make_job(tmp_path / "run", data, recipe={"class_balance": 0.0})).module.class_weights
+    assert alike.tolist() == [1, 1, 1, 1]
+    weights = set_up_segmenter(make_job(tmp_path / "run", data, recipe={"class_balance": 0.5})).module.class_weights
+    assert weights[3] == weights.max() > 1
+
+
+def test_damaged_files_of_a_set_that_is_not_kept(tmp_path, monkeypatch):
+    """One of training is left out, one of validation is told of before an epoch is lost."""
+    data = write_set(tmp_path / "data", train=4, val=2)
+    monkeypatch.setattr(setup, "image_memory", lambda _: 0.0)
+    (data / "train" / "images" / "1.png").write_bytes(b"junk")
+    module = set_up_segmenter(make_job(tmp_path / "run", data, recipe={"class_balance": 0.5})).module
+    assert (module.class_weights > 0).all()
+    (data / "val" / "images" / "1.png").write_bytes(b"junk")
+    with pytest.raises(DataError, match=r"1\.png' is not a JPEG"):
+        set_up_segmenter(make_job(tmp_path / "run", data))
+
+
+def test_a_backbone_of_the_other_stride_placement_is_refused():
+    ours, theirs = (
+        SimpleNamespace(backbone=ResNetBackbone(50, stages=4, stride_in_1x1=first)) for first in (True, False)
+    )
+    with pytest.raises(ConfigError, match="plain has a backbone with stride_in_1x1=False, the model one with True"):
+        _take_backbone(ours, theirs, "plain")
+
+
+def test_a_segmenter_takes_its_backbone_from_one_place(discs, trained, tmp_path):
+    with pytest.raises(ConfigError, match="from a classifier or from --weights, not from both"):
+        train(make_job(tmp_path / "run", discs, start=str(trained), weights="IMAGENET1K_V1"))
 
 
 def test_a_crop_without_a_labelled_pixel_does_not_break_the_run(tmp_path):

@@ -12,7 +12,14 @@ from vtviz.errors import CheckpointError, ConfigError
 from vtviz.models.registry import build_model
 from vtviz.train.classifier import ClassifierTraining
 from vtviz.train.recipes import ClassificationRecipe
-from vtviz.train.teachers import imagenet_classes, load_teacher, pad_like_tensorflow
+from vtviz.train.teachers import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Teacher,
+    imagenet_classes,
+    load_teacher,
+    pad_like_tensorflow,
+)
 
 CLASSES = ClassList(("n01440764", "n02106662", "n09999999"), ("tench", "German_shepherd", "unicorn"))
 
@@ -105,12 +112,39 @@ def test_a_vtviz_run_gives_features_logits_and_token_coefficients(tiny_checkpoin
 def test_a_plain_resnet_of_ours_is_a_teacher_too(tmp_path, tiny_card, images):
     model = build_model("resnet18", num_classes=5).eval()
     checkpoints.save(tmp_path / "plain.safetensors", model, tiny_card(model, model="resnet18"), half=False)
-    said = load_teacher(str(tmp_path / "plain.safetensors"), ClassList(("n00000002",), ("x",)))(images)
+    said = load_teacher(str(tmp_path / "plain.safetensors"), ClassList(("n00000002", "n00000004"), ("x", "y")))(images)
     assert said.coefficients is None
     assert len(said.features) == 3  # stages 2 to 4, which a VT-ResNet has
     with torch.no_grad():
         logits = model(checkpoints.Preprocessing().normalize(images))
-    assert torch.allclose(said.logits, logits[:, [2]], atol=1e-6)
+    assert torch.allclose(said.logits, logits[:, [2, 4]], atol=1e-6)
+
+
+def test_a_teacher_s_stages_of_another_width_teach_nothing(tmp_path, images, tiny_model):
+    """All stages of a ResNet-50 are four times as wide as a ResNet-18's; its logits may still teach."""
+    whole = torchvision.models.resnet50(weights=None)
+    teacher = load_teacher(write(tmp_path / "r50.safetensors", whole.state_dict()), CLASSES)
+    assert teacher.channels == (256, 512, 1024)
+    assert not teacher.has_to_say(tiny_model())
+    assert teacher.has_to_say(build_model("resnet50", num_classes=3))
+    named = Teacher("named", whole, IMAGENET_MEAN, IMAGENET_STD, [(0, 1), (2, 5)])
+    assert named.channels == (256, 512, 1024, 2048)
+    student = tiny_model()
+    assert named.has_to_say(student)
+    module = ClassifierTraining(student, ClassificationRecipe(), checkpoints.Preprocessing(), teacher=named)
+    module.__dict__["current_epoch"] = 0
+    features, _, logits = module._forward(images)
+    parts = {"label": torch.tensor(0.0)}
+    module._distil(named, named(images), features, [], logits, parts)
+    assert set(parts) == {"label", "logits"}
+
+
+def test_a_single_class_that_both_know_says_nothing(tmp_path, mobilenet):
+    """Its softmax is 1 whatever the logits are, and the labels would have lost their weight for it."""
+    teacher = load_teacher(
+        write(tmp_path / "m.safetensors", mobilenet.state_dict()), ClassList(("n01440764",), ("tench",))
+    )
+    assert (teacher.shared, teacher.channels) == ([], ())
 
 
 def test_nothing_of_the_teacher_gets_into_the_student(tiny_checkpoint, tiny_model):

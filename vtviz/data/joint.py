@@ -55,7 +55,12 @@ class ScaledCrop(v2.Transform):
         if any(params["beyond"]):
             fill = IGNORE if isinstance(inpt, tv_tensors.Mask) else GREY
             inpt = tvf.pad(inpt, params["beyond"], fill=fill)
-        return tvf.resized_crop(inpt, *params["window"], size=[self.size, self.size], antialias=True)
+        window, size = tvf.crop(inpt, *params["window"]), [self.size, self.size]
+        if not isinstance(inpt, tv_tensors.Mask):
+            return tvf.resize(window, size, antialias=True)
+        # torchvision resizes a Mask by the older "nearest", half a pixel away from where the image's pixels land
+        labels = window.as_subclass(Tensor)[None]
+        return tv_tensors.wrap(tvf.resize(labels, size, v2.InterpolationMode.NEAREST_EXACT)[0], like=inpt)
 
 
 class Mirror(v2.Transform):

@@ -69,6 +69,7 @@ class RunFolder(Callback):
         """``probe``: the image (H, W, 3) uint8 whose maps are kept."""
         self.folder, self.card, self.progress, self.probe = folder, card, progress, probe
         self.best = -1.0
+        self._rate = 0.0
         self._snapshot = model_from_config(card.model, card.config).eval()
         self._weights: dict[str, torch.Tensor] = {}
 
@@ -79,6 +80,10 @@ class RunFolder(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up where the stopped run was."""
         self.best = state_dict["best"]
+
+    def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: Any, optimizer: Any) -> None:  # noqa: ARG002
+        """Note the rate of this step: when the epoch is told of, the schedule is one step ahead."""
+        self._rate = optimizer.param_groups[0]["lr"]
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Keep the weights that were validated: after this hook the averaged ones are swapped out again."""
@@ -101,7 +106,7 @@ class RunFolder(Callback):
                 "split": "val",
                 "precision": self.card.recipe["precision"],
             },
-            tokens=pl_module.token_statistics(),
+            tokens=pl_module.tokens,
             date=datetime.now(tz=UTC).date().isoformat(),
         )
         self._snapshot.load_state_dict(self._weights)
@@ -116,7 +121,7 @@ class RunFolder(Callback):
         write_probe(self.folder, Predictor(self._snapshot, card), self.probe, epoch)
         measured = (self.progress.images_per_s, self.progress.wait, self.progress.mfu, self.progress.validating)
         speed = dict(zip(SPEED, measured, strict=True))
-        self._append({"epoch": epoch, "lr": trainer.optimizers[0].param_groups[0]["lr"], **speed, **metrics})
+        self._append({"epoch": epoch, "lr": self._rate, **speed, **metrics})
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002
         """Make the probe's panels into an animation."""

@@ -55,7 +55,6 @@ class ClassifierTraining(Training):
         images, targets = batch
         if images.dtype == torch.uint8:
             images = images.float().div_(255)
-        labels = targets
         if recipe.mixup > 0:
             images, targets = v2.MixUp(alpha=recipe.mixup, num_classes=self.model.fc.out_features)(images, targets)
         features, coefficients, logits = self._forward(self.normalise(images))
@@ -66,7 +65,7 @@ class ClassifierTraining(Training):
             loss = loss + recipe.diversity_weight * parts["diversity"]
         if self.teacher is not None:
             loss = loss + self._distil(self.teacher, self.teacher(images), features, coefficients, logits, parts)
-        return self.end_step(loss, parts, images, labels, batch_idx)
+        return self.end_step(loss, parts, images, targets, batch_idx)
 
     def _forward(self, x: Tensor) -> tuple[list[Tensor], list[Tensor], Tensor]:
         """Stage outputs, each block's token coefficients (none for a plain ResNet), and logits (N, classes) float32."""
@@ -97,8 +96,10 @@ class ClassifierTraining(Training):
         weight = recipe.feature_weight + (recipe.feature_weight_end - recipe.feature_weight) * progress
         if said.features is not None and weight > 0 and recipe.freeze < 4:
             pairs = zip(features, said.features, strict=False)
-            parts["features"] = torch.stack([relative_error(own, target) for own, target in pairs]).mean()
-            extra = extra + weight * parts["features"]
+            errors = [relative_error(own, target) for own, target in pairs if own.shape == target.shape]
+            if errors:  # another ResNet's stages may all be wider
+                parts["features"] = torch.stack(errors).mean()
+                extra = extra + weight * parts["features"]
         if said.coefficients is not None and coefficients and recipe.token_weight > 0:
             parts["tokens"] = coefficient_divergence(coefficients, said.coefficients)
             extra = extra + recipe.token_weight * parts["tokens"]

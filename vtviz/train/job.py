@@ -128,6 +128,11 @@ def read_job(folder: str | Path) -> TrainingJob:
         raise TrainingError(f"{file} is no training job: {error}") from None
 
 
+def goes_on(out: Path) -> str:
+    """How a message ends that says why a run ended."""
+    return "; the last whole epoch is kept: --resume goes on from there" if (out / STATE).is_file() else ""
+
+
 def environment() -> dict[str, Any]:
     """Versions and machine, for the record."""
     return {

@@ -19,6 +19,7 @@ from vtviz.models.resnet import Classifier
 from vtviz.models.vt_fpn import Segmenter
 from vtviz.models.vt_resnet import VTResNet
 from vtviz.statistics import map_statistics, summarize
+from vtviz.train.job import goes_on
 from vtviz.train.recipes import Recipe
 
 BAD_BATCH = "bad_batch.safetensors"
@@ -34,6 +35,8 @@ class Training(L.LightningModule):
 
     Attributes:
         confusion: of the last validation, (classes, classes) int64: rows are right classes, columns predicted ones.
+        tokens: of the last validation, each layer's mean peak (× uniform), pairwise correlation and dead tokens over
+            its first images.
     """
 
     score: str
@@ -50,6 +53,7 @@ class Training(L.LightningModule):
         for module in self.frozen:
             module.requires_grad_(False)
         self.confusion = torch.zeros(0, 0, dtype=torch.int64)
+        self.tokens: dict[str, dict[str, float]] = {}
         self._losses: dict[str, list[Tensor]] = {}
         self._unchecked: tuple[Tensor, Tensor, Tensor, int] | None = None
         self._maps: list[list[np.ndarray]] = []
@@ -113,8 +117,8 @@ class Training(L.LightningModule):
         kept = {"images": images.contiguous().cpu(), "targets": targets.contiguous().cpu()}
         safetensors.torch.save_file(kept, file)
         raise TrainingError(
-            f"the loss became {value} in epoch {self.current_epoch + 1}, batch {batch_idx + 1}, which is in {file}; "
-            "the epochs before are kept: lower --lr, and --resume goes on from there"
+            f"the loss became {value} in epoch {self.current_epoch + 1}, batch {batch_idx + 1}, which is in {file}: "
+            f"lower --lr{goes_on(file.parent)}"
         )
 
     def begin_validation(self, classes: int) -> None:
@@ -124,7 +128,7 @@ class Training(L.LightningModule):
         self._maps = []
 
     def keep_maps(self, coefficients: list[Tensor]) -> None:
-        """Keep the first images' maps, a layer's being (N, heads, tokens, h, w), for :meth:`token_statistics`."""
+        """Keep the first images' maps, a layer's being (N, heads, tokens, h, w), for :attr:`tokens`."""
         if sum(len(m[0]) for m in self._maps) < STATISTICS_IMAGES:
             self._maps.append([maps.mean(dim=1).float().cpu().numpy() for maps in coefficients])
 
@@ -133,17 +137,14 @@ class Training(L.LightningModule):
         for name, values in self._losses.items():
             self.log(f"loss/{name}", torch.stack(values).mean(), sync_dist=True)
         self.confusion = cast("Tensor", self.trainer.strategy.reduce(self.confusion, reduce_op="sum"))
-        for name, statistics in self.token_statistics().items():
-            for key, value in statistics.items():
-                self.log(f"tokens/{name}_{key}", value)
-
-    def token_statistics(self) -> dict[str, dict[str, float]]:
-        """Each layer's mean peak (× uniform), pairwise correlation and dead tokens over the first images validated."""
         names = getattr(self.model, "token_names", ())
-        return {
+        self.tokens = {
             names[i] if names else f"block{i}": summarize([map_statistics(image) for batch in layer for image in batch])
             for i, layer in enumerate(zip(*self._maps, strict=True))
         }
+        for name, statistics in self.tokens.items():
+            for key, value in statistics.items():
+                self.log(f"tokens/{name}_{key}", value)
 
     def configure_optimizers(self) -> Any:
         """The recipe's optimiser and, per step, its learning rate."""
@@ -166,13 +167,15 @@ class Training(L.LightningModule):
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
         """Trained parameters by level and by whether weight decay is for them; the head first, whose rate is logged."""
-        groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+        groups: dict[tuple[float, bool], list[nn.Parameter]] = {}  # as many for any decay: a state knows their number
         for depth, level in enumerate(reversed(self.levels)):
             rate = self.recipe.lr * self.recipe.layer_decay**depth
             for parameter in (p for module in level for p in module.parameters() if p.requires_grad):
-                decay = self.recipe.weight_decay if parameter.ndim > 1 else 0.0
-                groups.setdefault((rate, decay), []).append(parameter)
-        return [{"params": members, "lr": rate, "weight_decay": decay} for (rate, decay), members in groups.items()]
+                groups.setdefault((rate, parameter.ndim > 1), []).append(parameter)
+        return [
+            {"params": members, "lr": rate, "weight_decay": self.recipe.weight_decay if decays else 0.0}
+            for (rate, decays), members in groups.items()
+        ]
 
 
 def levels(model: Classifier | Segmenter) -> list[list[nn.Module]]:

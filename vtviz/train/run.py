@@ -20,7 +20,7 @@ from vtviz.data.loading import BatchPlan, can_fork, parse_sizes
 from vtviz.errors import ConfigError, TrainingError, VtvizError
 from vtviz.train.callbacks import AtomicCheckpoints, Averaging, RunFolder
 from vtviz.train.evaluation import pick_device
-from vtviz.train.job import JOB, STATE, TrainingJob, write_job
+from vtviz.train.job import JOB, STATE, TrainingJob, goes_on, write_job
 from vtviz.train.progress import Progress
 from vtviz.train.recipes import SegmentationRecipe
 from vtviz.train.setup_classifier import set_up_classifier
@@ -49,6 +49,8 @@ def train(job: TrainingJob, *, resume: bool = False) -> Path:
     elif not (out / JOB).is_file():
         raise TrainingError(f"nothing to resume: {out / JOB} does not exist")
     accelerator = _accelerator(job)
+    if accelerator == "cpu" and recipe.precision == "16-mixed":
+        raise ConfigError("precision 16-mixed needs a GPU; on a CPU take bf16-mixed or 32-true")
     micro, accumulate = job.micro_batches()
     _quieten()
     L.seed_everything(recipe.seed, workers=True, verbose=False)
@@ -69,7 +71,7 @@ def train(job: TrainingJob, *, resume: bool = False) -> Path:
         world=world,
         accumulate=accumulate,
     )
-    workers = job.workers if job.workers is not None else _default_workers(accelerator)
+    workers = job.workers if job.workers is not None else _default_workers(accelerator, job.devices)
     loaders = task.training(plan, accelerator, workers), task.validation(micro, workers, rank, world)
     if job.compile:
         torch._dynamo.config.recompile_limit = MOST_SIZES  # noqa: SLF001 - it has no public name
@@ -90,7 +92,13 @@ def train(job: TrainingJob, *, resume: bool = False) -> Path:
 
 def _epochs_done(state: Path) -> int:
     """Whole epochs that a run's state is of; its metrics may be one ahead, where a kill came between the two."""
-    return int(torch.load(state, map_location="cpu", mmap=True, weights_only=False)["epoch"]) + 1
+    try:
+        return int(torch.load(state, map_location="cpu", mmap=True, weights_only=False)["epoch"]) + 1
+    except Exception as error:  # noqa: BLE001 - pickle and zip raise nearly anything
+        reason = " ".join(str(error).split())[:100]
+        raise TrainingError(
+            f"{state} is damaged ({reason}); start a new run, whose --from takes this one's weights"
+        ) from None
 
 
 def _refuse_held(state: Path) -> None:
@@ -116,16 +124,25 @@ def _alone(out: Path) -> Iterator[None]:
 
 @contextmanager
 def _one_line(out: Path) -> Iterator[None]:
-    """What a disk or a data-loading process has to say, in one line."""
+    """What a disk, a data-loading process or a batch that is too small has to say, in one line."""
     try:
         yield
-    except OSError as error:
-        reason = error.strerror or error
-        raise TrainingError(f"{out}: {reason}; the last whole epoch is kept: --resume goes on from there") from None
     except VtvizError as error:
         if "Original Traceback" not in str(error):
             raise
         raise type(error)(str(error).strip().splitlines()[-1].partition(": ")[2]) from None
+    except OSError as error:
+        raise TrainingError(f"{out}: {error.strerror or error}{goes_on(out)}") from None
+    except (RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        if reason.startswith("DataLoader worker"):
+            raise TrainingError(f"{out}: {reason} Fewer --workers take less memory{goes_on(out)}") from None
+        if reason.startswith("Expected more than 1 value per channel"):
+            raise TrainingError(
+                f"{out}: batch norm cannot train on a single image of so few pixels at once; take a larger "
+                f"--batch-size, --micro-batch or --sizes{goes_on(out)}"
+            ) from None
+        raise
 
 
 def _trainer(job: TrainingJob, accelerator: str, accumulate: int, folder: RunFolder, progress: Progress) -> L.Trainer:
@@ -169,11 +186,12 @@ def _accelerator(job: TrainingJob) -> str:
     return kind
 
 
-def _default_workers(accelerator: str) -> int:
+def _default_workers(accelerator: str, devices: int) -> int:
+    """Data-loading processes of each of a machine's training processes."""
     if not can_fork():
         return 0
     cores = os.cpu_count() or 1
-    return max(0, min(15, cores - 1)) if accelerator == "cuda" else min(1, cores - 1)
+    return min(15, (cores - 1) // devices) if accelerator == "cuda" else min(1, cores - 1)
 
 
 def _quieten() -> None:

@@ -80,8 +80,10 @@ def class_weights(pixels: Tensor, balance: float) -> Tensor:
         balance: 0 counts pixels alike, 1 classes.
 
     Returns:
-        (classes,) float32, whose mean over all pixels is 1; 0 for a class without pixels.
+        (classes,) float32, whose mean over all pixels is 1. A class without pixels, which may be among the images that
+        were not counted, has the largest one.
     """
     share = pixels.double() / pixels.sum().clamp(min=1)
-    weights = torch.where(share > 0, share.clamp(min=1e-12) ** -balance, 0)
+    least = share[share > 0].min() if share.any() else 1.0
+    weights = share.clamp(min=least) ** -balance
     return (weights / (weights * share).sum().clamp(min=1e-12)).float()

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from vtviz import scores
+from vtviz import geometry, scores
 from vtviz.data.classes import mirror_pairs
 from vtviz.data.segmentation import open_segmentation
 from vtviz.errors import ConfigError
@@ -46,7 +46,7 @@ class SegmentationEvaluation:
         mean_accuracy: mean over the classes of the share of their pixels that are found.
         boundary_f: boundary F score, the mean over images; see :func:`vtviz.scores.boundary_f`.
         tokens: per level: mean peak (× uniform), mean pairwise correlation of the maps, dead tokens (mean peak below
-            1.5); empty for a model without tokens.
+            1.5); empty for a model without tokens, and where several views were averaged.
         per_class: in the model's order.
     """
 
@@ -130,14 +130,24 @@ def evaluate_segmenter(
         raise ConfigError(f"{predictor.name} is a classification model; mIoU is for segmentation models")
     groups = predictor.card.groups if predictor.card else None
     images = open_segmentation(data, split).relabel(predictor.classes, groups, predictor.palette).limit(limit)
-    size = size or predictor.preprocessing.size
+    size = predictor.preprocessing.size if size is None else size
+    geometry.fit((1, 1), size=size)  # raises for a size that is none
+    for scale in scales:
+        if not geometry.MIN_SIDE <= (scaled := round(scale * size)) <= geometry.MAX_SIDE:
+            raise ConfigError(
+                f"scale {scale:g} of {size} pixels is {scaled}; a size must be from {geometry.MIN_SIDE} to "
+                f"{geometry.MAX_SIDE}"
+            )
     views = [(round(scale * size), mirrored) for scale in scales for mirrored in ((False, True) if flip else (False,))]
     counts, boundaries = [], []
     statistics: list[list[LayerStatistics]] = [[] for _ in predictor.strides]
     for start in range(0, len(images), batch_size):
         pairs = [images[i] for i in range(start, min(start + batch_size, len(images)))]
         photos = [image.permute(1, 2, 0).contiguous().numpy() for image, _ in pairs]
-        found = _segment(predictor, photos, statistics, size) if len(views) == 1 else _average(predictor, photos, views)
+        if len(views) == 1:
+            found = _segment(predictor, photos, statistics, views[0][0])
+        else:
+            found = _average(predictor, photos, views)
         for labels, (_, right) in zip(found, pairs, strict=True):
             truth = right.numpy()
             counts.append(scores.confusion(labels, truth, len(predictor.classes)))

@@ -27,8 +27,8 @@ from vtviz.train.recipes import RECIPES, Recipe, SegmentationRecipe
 
 MEMORY = 12 * 2**30
 """Bytes of decoded images that a machine keeps at most, shared among its processes."""
-FIXED = ("optimizer", "freeze", "layer_decay")
-"""Fields of a recipe that a run's state is of."""
+FIXED = ("optimizer", "freeze", "layer_decay", "seed")
+"""Fields of a recipe that a run's state is of. The seed says which images of a folder without splits are trained on."""
 RATES = ("dropout", "drop_path")
 """Fields of a model's configuration that come from the recipe, and leave no trace in its weights."""
 LAST_LAYER = {"classification": "fc.", "segmentation": "head.predictor."}
@@ -92,6 +92,8 @@ def make_model(job: TrainingJob, classes: ClassList) -> tuple[str, Any]:
     old, card = checkpoints.load(job.start)
     if card.task == "classification" and model_task(job.model) == "segmentation":
         _check_task(job, job.model, "segmentation")
+        if job.weights:
+            raise ConfigError("a segmentation model starts from a classifier or from --weights, not from both")
         segmenter = create_model(job.model, job.preset, **{**job.model_options, **options})
         _take_backbone(segmenter, old, card.name)
         return job.model, segmenter
@@ -124,6 +126,11 @@ def _take_backbone(segmenter: Any, classifier: Any, name: str) -> None:
     own, given = segmenter.backbone, classifier.backbone
     if own.depth != given.depth:
         raise ConfigError(f"{name} has a ResNet-{given.depth} backbone, the model a ResNet-{own.depth}")
+    if own.stride_in_1x1 != given.stride_in_1x1:
+        raise ConfigError(
+            f"{name} has a backbone with stride_in_1x1={given.stride_in_1x1}, the model one with {own.stride_in_1x1}: "
+            "it would fit, and fail"
+        )
     try:
         own.load_state_dict({**own.state_dict(), **given.state_dict()})
     except RuntimeError as error:
@@ -169,7 +176,8 @@ def check_resumable(job: TrainingJob, class_ids: Sequence[str], name: str, model
     out = Path(job.out)
     if not (out / STATE).is_file():
         return
-    recipe = read_job(out).recipe
+    before = read_job(out)
+    recipe = before.recipe
     card = checkpoints.read_card(out / "last.safetensors")
     if card.class_ids != tuple(class_ids):
         differ = sorted(set(card.class_ids) ^ set(class_ids))
@@ -178,6 +186,7 @@ def check_resumable(job: TrainingJob, class_ids: Sequence[str], name: str, model
             f"they differ in {', '.join(differ[:3]) or 'their order'}"
         )
     kept = [(field, getattr(recipe, field), getattr(job.recipe, field)) for field in FIXED]
+    kept += [("start", before.start, job.start), ("weights", before.weights, job.weights)]
     kept += [("averaging", _averaging(recipe), _averaging(job.recipe)), ("model", card.model, name)]
     if card.model == name:
         was_built, is_built = _flat(card.config), _flat(config_to_dict(model.config))

@@ -45,6 +45,11 @@ def set_up_classifier(job: TrainingJob) -> setup.Setup:
     name, model = setup.make_model(job, train.classes)
     setup.check_resumable(job, train.classes.ids, name, model)
     teacher = None if job.teacher is None else load_teacher(job.teacher, train.classes)
+    if teacher is not None and not teacher.has_to_say(model):
+        raise ConfigError(
+            f"{teacher.name} has nothing to teach {name}: no stage of theirs is equally wide, and they share fewer "
+            "than two classes"
+        )
     memory = setup.image_memory(job.devices)
     train_store = _decode(train, "train", recipe, memory)
     val_store = _decode(val, "val", recipe, memory - train_store.nbytes, check=True)

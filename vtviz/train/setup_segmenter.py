@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, cast
 
@@ -20,7 +21,7 @@ from vtviz.data.joint import (
 )
 from vtviz.data.loading import BatchPlan, training_loader
 from vtviz.data.segmentation import SegmentationDataset, open_segmentation
-from vtviz.errors import ConfigError
+from vtviz.errors import ConfigError, DataError
 from vtviz.predictor import Predictor
 from vtviz.train import setup
 from vtviz.train.job import TrainingJob
@@ -47,7 +48,7 @@ def set_up_segmenter(job: TrainingJob) -> setup.Setup:
     name, model = setup.make_model(job, classes)
     setup.check_resumable(job, classes.ids, name, model)
     memory = setup.image_memory(job.devices)
-    _decode(val, "val", memory - _decode(train, "train", memory))
+    _decode(val, "val", memory - _decode(train, "train", memory), check=True)
     card = setup.make_card(job, name, model, classes, len(train), len(val))
     groups = {k: list(v) for k, v in find_groups(job.groups).items()} if job.groups else None
     predictor = Predictor(model, classes=classes.names, preprocessing=card.preprocessing)
@@ -63,7 +64,9 @@ def set_up_segmenter(job: TrainingJob) -> setup.Setup:
         data = SegmentationEvaluationSet(val, predictor.fit)
         return segmentation_loader(data, batch_size, workers=workers, rank=rank, world=world)
 
-    weights = class_weights(_count_pixels(train, recipe.seed), recipe.class_balance)
+    weights = torch.ones(len(classes))
+    if recipe.class_balance > 0:
+        weights = class_weights(_count_pixels(train, recipe.seed), recipe.class_balance)
     return setup.Setup(
         module=SegmenterTraining(model, recipe, card.preprocessing, weights),
         card=replace(card, palette=train.palette, groups=groups),
@@ -76,19 +79,30 @@ def set_up_segmenter(job: TrainingJob) -> setup.Setup:
     )
 
 
-def _decode(data: SegmentationDataset, what: str, memory: float) -> float:
-    """Keep the split's pixels, where they fit, and say how many bytes they take; a wrong file is found here then."""
-    if (size := data.estimate_bytes()) > memory:
+def _decode(data: SegmentationDataset, what: str, memory: float, *, check: bool = False) -> float:
+    """Keep the split's pixels, where they fit, and say how many bytes they take; a wrong file is found here then.
+
+    ``check``: find it here where they do not fit, too.
+    """
+    keep = (size := data.estimate_bytes()) <= memory
+    if not (keep or check):
         return 0.0
     quiet = getattr(rank_zero_only, "rank", 0) != 0
-    with tqdm(total=len(data), desc=f"decoding {what}", unit="img", leave=False, disable=quiet) as bar:
-        data.preload(lambda done, _: bar.update(done - bar.n))
-    return size
+    doing = "decoding" if keep else "checking"
+    with tqdm(total=len(data), desc=f"{doing} {what}", unit="img", leave=False, disable=quiet) as bar:
+        if keep:
+            data.preload(lambda done, _: bar.update(done - bar.n))
+            return size
+        for index in range(len(data)):
+            data[index]
+            bar.update()
+    return 0.0
 
 
 def _count_pixels(data: SegmentationDataset, seed: int) -> torch.Tensor:
     """(classes,) int64: how many pixels each class has in the split, or in a random part of a large one."""
     counts = np.zeros(256, np.int64)
     for index in np.random.default_rng(seed).permutation(len(data))[:COUNTED_IMAGES]:
-        counts += np.bincount(data[int(index)][1].numpy().ravel(), minlength=256)
+        with suppress(DataError):  # of too many, the training set tells
+            counts += np.bincount(data[int(index)][1].numpy().ravel(), minlength=256)
     return torch.from_numpy(counts[: len(data.classes)])

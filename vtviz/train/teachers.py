@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -45,7 +45,8 @@ class Teacher(nn.Module):
     Attributes:
         name: for the student's card.
         shared: positions among the student's classes that the teacher's logits speak of, in their order; empty
-            where it has no logits.
+            where it has no logits, and for a single class, which any logits give the whole probability.
+        channels: of its stages' outputs, as :attr:`ResNetBackbone.channels`; empty where it has none.
     """
 
     def __init__(
@@ -61,8 +62,14 @@ class Teacher(nn.Module):
         self.name = name
         self.network = network.eval().requires_grad_(False)
         self.preprocessing = Preprocessing(mean=mean, std=std)
-        self.shared = [student for student, _ in classes]
-        self._own = [teacher for _, teacher in classes]
+        self.shared = [student for student, _ in classes] if len(classes) > 1 else []
+        self._own = [teacher for _, teacher in classes] if len(classes) > 1 else []
+        self.channels = _channels(network)
+
+    def has_to_say(self, student: Classifier) -> bool:
+        """Whether there is anything that the student could learn from it."""
+        alike = any(own == given for own, given in zip(student.backbone.channels, self.channels, strict=False))
+        return bool(alike or self.shared or (isinstance(student, VTResNet) and isinstance(self.network, VTResNet)))
 
     def train(self, mode: bool = True) -> Teacher:  # noqa: ARG002
         """Stay in eval mode, whatever is asked."""
@@ -219,6 +226,15 @@ def _match(student: ClassList, teacher: ClassList) -> list[tuple[int, int]]:
         found = next((found for label in labels if len(found := teacher.find(label)) == 1), [])
         pairs += [(i, index) for index in found]
     return pairs
+
+
+def _channels(network: nn.Module) -> tuple[int, ...]:
+    backbone = network.backbone if isinstance(network, Classifier) else network
+    if isinstance(backbone, ResNetBackbone):
+        return backbone.channels
+    if isinstance(backbone, torchvision.models.ResNet):
+        return tuple(64 * cast("int", backbone.layer1[0].expansion) * 2**i for i in range(4))
+    return ()
 
 
 def _stage_outputs(network: torchvision.models.ResNet, x: Tensor) -> list[Tensor]:
