@@ -104,16 +104,29 @@ class Explore:
         return self._show(Shown(told(event, "key"), uploaded=False, model=str(model), view=str(view)))
 
     def reopen(self, shown: Shown | None, model: str, view: str) -> tuple[Any, Any, Any]:
-        """The same photo with another model or crop. A mask stays, where it has the new model's classes."""
+        """The same photo with another model or crop. A mask stays, unless the new model has other classes."""
         if shown is None:
             return gr.skip(), gr.skip(), message(EXPIRED)
         wanted = replace(shown, model=str(model), view=str(view))
         if wanted == shown:  # the control was set by a link, and is no new choice
             return gr.skip(), gr.skip(), gr.skip()
-        canvas, state, problem = self._show(wanted)
+        try:
+            kept = not wanted.mask or self._has_classes_of_mask(wanted)
+        except VtvizError as error:
+            return gr.skip(), gr.skip(), message(str(error))
+        if kept:
+            canvas, state, problem = self._show(wanted)
+        else:
+            problem = message(f"{wanted.model} has other classes than the mask, which was taken away.")
         if wanted.mask and problem:
             canvas, state, _ = self._show(replace(wanted, mask=""))
         return canvas, state, problem
+
+    def _has_classes_of_mask(self, shown: Shown) -> bool:
+        """Whether the mask's numbers mean the model's classes, as far as it has them. A classifier looks at no mask."""
+        predictor, given = self.shelf.get(shown.model), self.shelf.get(shown.mask_of)
+        alike = all(ours == theirs for ours, theirs in zip(predictor.classes, given.classes, strict=False))
+        return predictor.palette is None or alike
 
     def open_mask(self, mask: dict[str, Any] | None, shown: Shown | None) -> tuple[Any, Any, str, None]:
         """The photo's true classes, to compare with. The slot is emptied as a photo's is."""
@@ -121,7 +134,7 @@ class Explore:
             return gr.skip(), gr.skip(), "", None
         if shown is None:
             return gr.skip(), gr.skip(), message(EXPIRED), None
-        return *self._show(replace(shown, mask=str(mask.get("path") or "no file"))), None
+        return *self._show(replace(shown, mask=str(mask.get("path") or "no file"), mask_of=shown.model)), None
 
     def unmask(self, shown: Shown | None) -> tuple[Any, Any, str]:
         """The same photo without its mask."""
@@ -244,11 +257,15 @@ class Explore:
         answers = [main, state, note]
         self._link = [*answers, model, view], common
         # preprocess=False: Gradio checks that the path is its upload, and would then open the image with Pillow
-        slot.input(self.open_upload, [slot, model, view], [*answers, slot], preprocess=False, **common)
-        strip.pick(self.open_example, [model, view], answers, **common)
+        # nor does it then refuse a model that is no longer offered, before a line could say so
+        common["preprocess"] = False
+        # "multiple": of two photos in quick succession Gradio would throw the second away
+        often: dict[str, Any] = {"trigger_mode": "multiple"}
+        slot.input(self.open_upload, [slot, model, view], [*answers, slot], **often, **common)
+        strip.pick(self.open_example, [model, view], answers, **often, **common)
         for control in (model, view):  # a choice has one change event, but two of input
             control.change(self.reopen, [state, model, view], answers, **common)
-        mask.upload(self.open_mask, [mask, state], [*answers, mask], preprocess=False, **common)
+        mask.upload(self.open_mask, [mask, state], [*answers, mask], **common)
         main.unmask(self.unmask, [state], answers, **common)
         made = main.arrays(self.arrays, [state], [self.file, note], **common)
         made.then(None, [self.file], None, js="(file) => vtviz.offer(file)", api_visibility="private")

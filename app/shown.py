@@ -31,6 +31,8 @@ class Shown:
     view: str
     mask: str = ""
     """Path of an uploaded mask of the photo's classes; empty without one."""
+    mask_of: str = ""
+    """The model whose classes the mask's numbers are."""
 
     @classmethod
     def upload(cls, photo: dict[str, Any], model: Any, view: Any) -> Shown:

@@ -23,9 +23,9 @@
     constructor(set, trigger) {
       this.set = set;
       this.lead = make("p", { class: "vtx-lead" });
-      this.job = new vtviz.Job("Try every token", "analyse", trigger, (result) => this.receive(result));
+      this.job = new vtviz.Job("Try every token", "analyse", trigger, (result) => this.receive(result), () => this.sync());
       this.job.button.onclick = () => this.ask();
-      this.target = select([], "", () => this.scene.results.ablation && this.ask());
+      this.target = select([], "", () => (this.job.id || this.scene.results.ablation) && this.ask());
       this.field = labelled("Class", this.target, help("class", TARGET_HELP));
       this.told = make("p", { class: "vtx-told", "aria-live": "polite" });
       this.key = make("ul", { class: "vtx-key" },
@@ -62,11 +62,17 @@
       this.set({});
     }
 
+    /** Let the control name the class whose result is shown, where another was asked for and will not come. */
+    sync() {
+      vtviz.chooseClass(this.target, this.scene?.results.ablation);
+    }
+
     draw(scene, state) {
       const found = scene.results.ablation;
       this.body.hidden = !found;
       if (!found) return;
       const { layer } = state;
+      const held = this.list.contains(document.activeElement);
       if (this.built !== `${scene.payload.id} ${layer}`) this.build(scene, layer);
       this.built = `${scene.payload.id} ${layer}`;
       const measure = vtviz.measureOf(scene, state);
@@ -83,6 +89,9 @@
         ? this.rows.map((_, i) => i).sort((a, b) => Math.abs(values[layer][b][0] ?? 0) - Math.abs(values[layer][a][0] ?? 0))
         : this.rows.map((_, i) => i);
       vtviz.arrange(this.list, order.map((i) => this.rows[i].element));
+      if (held && !this.list.contains(document.activeElement)) { // arrows walk on from the chosen token
+        (this.rows.find((row) => row.button.getAttribute("aria-current") === "true") ?? this.rows[0]).button.focus();
+      }
     }
 
     build(scene, layer) {
@@ -154,6 +163,11 @@
     control.replaceChildren(...order.map((i) => make("option", { value: i }, classes[i])));
   }
 
+  /** Let a control name the class of a result; without one, its first. */
+  function chooseClass(control, result) {
+    if (control.options.length) control.value = String(result?.target?.index ?? control.options[0].value);
+  }
+
   /** The measure that is shown: the one chosen, where this model has it. */
   function measureOf(scene, { measure }) {
     const there = measures(scene).map(([name]) => name);
@@ -177,5 +191,5 @@
     return `${value < 0 ? "−" : signed ? "+" : ""}${text}`;
   }
 
-  Object.assign(vtviz, { AblationView, measures, measureOf, offerClasses });
+  Object.assign(vtviz, { AblationView, measures, measureOf, offerClasses, chooseClass });
 })();

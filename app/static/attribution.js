@@ -25,9 +25,9 @@
       this.lead = make("p", { class: "vtx-lead" },
         "Which places speak for a class? Several methods answer, some through the tokens, some through the pixels. ",
         make("b", {}, "Red speaks for the class, blue against it."), " Where they disagree, trust none alone.");
-      this.job = new vtviz.Job("Ask all methods", "analyse", trigger, (result) => this.receive(result));
+      this.job = new vtviz.Job("Ask all methods", "analyse", trigger, (result) => this.receive(result), () => this.sync());
       this.job.button.onclick = () => this.ask();
-      this.target = select([], "", () => this.scene.results.attribution && this.ask());
+      this.target = select([], "", () => (this.job.id || this.scene.results.attribution) && this.ask());
       const ask = make("div", { class: "vtx-ask" }, labelled("Class", this.target, help("class", CLASS_HELP)), this.job.element);
       this.told = make("p", { class: "vtx-told", "aria-live": "polite" });
       this.maps = make("div", { class: "vtx-methods" });
@@ -56,6 +56,11 @@
       this.scene.results.attribution = result;
       this.test.reset();
       this.set({});
+    }
+
+    /** As in "Does it matter?". */
+    sync() {
+      vtviz.chooseClass(this.target, this.scene?.results.attribution);
     }
 
     draw(scene, state) {

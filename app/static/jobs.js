@@ -17,20 +17,20 @@
 
   /** A button that asks, and what stands in its place meanwhile. */
   class Job {
-    /** `trigger(event, data)` asks the server; `done(result)` hears of the result. */
-    constructor(caption, event, trigger, done) {
-      Object.assign(this, { event, trigger, done });
+    /** `trigger(event, data)` asks the server; `done(result)` hears of the result, `failed()` that none will come. */
+    constructor(caption, event, trigger, done, failed = () => {}) {
+      Object.assign(this, { event, trigger, done, failed });
       this.button = make("button", { type: "button", class: "vtx-button vtx-go" }, caption);
       this.bar = make("progress", { max: 1 });
       this.told = make("span", { "aria-live": "polite" });
-      const cancel = make("button", { type: "button", class: "vtx-button", onclick: () => this.cancel("Cancelled.") }, "Cancel");
-      this.busy = make("span", { class: "vtx-busy", hidden: true }, this.bar, this.told, cancel);
+      this.stop = make("button", { type: "button", class: "vtx-button", onclick: () => this.cancel("Cancelled.") }, "Cancel");
+      this.busy = make("span", { class: "vtx-busy", hidden: true }, this.bar, this.told, this.stop);
       this.line = make("span", { class: "vtx-fault", role: "alert", hidden: true });
       this.element = make("div", { class: "vtx-asking" }, this.button, this.busy, this.line);
     }
 
     ask(data) {
-      this.cancel();
+      this.end();
       this.id = `${Date.now().toString(36)}-${Math.random().toString(36).slice(2)}`;
       running.set(this.id, this);
       this.heard = false;
@@ -50,28 +50,33 @@
         this.told.textContent = share < 0.05 ? "Started" : `${Math.round(100 * share)} %, about ${Math.ceil(left)} s left`;
         return;
       }
-      this.end();
+      running.delete(this.id);
+      this.id = null;
       this.show("idle", answer.error || (answer.cancelled ? "Cancelled." : ""));
       if (answer.result) this.done(answer.result);
+      else this.failed();
     }
 
     /** Stop what runs, if something does, with a line. */
     cancel(line = "") {
-      if (this.id) this.trigger("cancel", { job: this.id });
       this.end();
       this.show("idle", line);
+      this.failed();
     }
 
     end() {
+      if (this.id) this.trigger("cancel", { job: this.id });
       running.delete(this.id);
       this.id = null;
     }
 
     show(state, line = "") {
+      const held = this.element.contains(document.activeElement);
       this.busy.hidden = state !== "busy";
       this.button.hidden = state === "busy";
       this.line.hidden = !line;
       this.line.textContent = line;
+      if (held) (state === "busy" ? this.stop : this.button).focus(); // what had it is hidden now
     }
   }
 

@@ -63,6 +63,7 @@
     const top = make("input", {
       type: "number", min: 0.5, max: 1000, step: 0.5, class: "vtx-top", "aria-label": "Top of the fixed scale, × uniform",
       oninput: () => top.valueAsNumber > 0 && onchange({ fixed: top.valueAsNumber }),
+      onblur: () => onchange({}), // what is no scale is not left standing
     });
     const opacity = make("input", {
       type: "range", min: 0, max: 1, step: 0.01,

@@ -30,11 +30,11 @@
     if (made && made.url) vtviz.download(made.url, made.orig_name || "tokens.npz");
   }
 
-  /** Put an image file into the page's upload slot, as if it had been chosen there. */
+  /** Put an image file into Explore's upload slot, as if it had been chosen there; a file that is none is told so there. */
   function upload(files) {
-    const image = [...files].find((file) => file.type.startsWith("image/"));
+    const image = [...files].find((file) => file.type.startsWith("image/")) ?? files[0];
     const input = document.querySelector("#photo input[type=file]");
-    if (!image || !input) return false;
+    if (!image || !input || !document.querySelector("#explore .vtx")?.clientWidth) return false; // another tab is open
     const transfer = new DataTransfer();
     transfer.items.add(image);
     input.files = transfer.files;
@@ -43,9 +43,9 @@
   }
 
   document.addEventListener("paste", (event) => upload(event.clipboardData.files) && event.preventDefault());
-  document.addEventListener("dragover", (event) => event.target.closest(".vtx") && event.preventDefault());
+  document.addEventListener("dragover", (event) => event.target.closest("#explore .vtx") && event.preventDefault());
   document.addEventListener("drop", (event) => {
-    if (event.target.closest(".vtx") && upload(event.dataTransfer.files)) event.preventDefault();
+    if (event.target.closest("#explore .vtx") && upload(event.dataTransfer.files)) event.preventDefault();
   });
 
   Object.assign(vtviz, { examples, offer });

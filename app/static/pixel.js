@@ -62,7 +62,7 @@
       this.where.textContent = !state.place
         ? "Click a pixel of the photo, or drag a box: you see which tokens look there, and which tokens that place reads. "
           + "Or Tab to the photo: arrows move the pointer (with Shift by 10 pixels), Enter asks."
-        : `${named(state.place)}${seen ? "" : " was cut off by the crop: the model did not see it. Choose another place."}`;
+        : `${named(state.place)}${seen ? "" : " The crop cut it off: the model did not see it. Choose another place."}`;
       this.layers.hidden = !seen;
       if (!seen) return;
       const tops = ["readBy", "reads"].map((side) => Math.max(2, ...answers.flatMap((answer) => answer[side] ?? [])));

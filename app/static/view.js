@@ -149,7 +149,10 @@
     /** Show a new payload (app/payload.py). The first one, and the first of another kind of model, opens at its most
      * selective token; otherwise options and the chosen token stay, where the new model has it. */
     async load(payload) {
-      if (this.scene?.payload.id === payload.id) return; // of a control that was set, not chosen
+      if (this.scene?.payload.id === payload.id) { // of a control that was set, or the example that is shown
+        this.loading = null;
+        return;
+      }
       const photo = new Image();
       photo.src = payload.photo;
       this.loading = photo;
@@ -161,6 +164,8 @@
         this.state.layer = segments ? layers.length - 1 : 0;
         this.state.token = layers[this.state.layer].strongest();
       }
+      if (this.report.id && !this.report.heard) this.report.cancel("Another photo came before the report's turn.");
+      this.report.element.hidden = !layers.length;
       const same = this.scene?.payload.model === payload.model;
       const descent = payload.lineage && new vtviz.Descent(payload.lineage);
       const photographed = this.scene?.payload.photo === payload.photo;
@@ -174,13 +179,15 @@
       if (segments) this.legend.load(this.scene);
       this.views.load(this.scene);
       this.buildGuess();
-      const layer = Math.max(0, Math.min(this.state.layer, layers.length - 1));
-      const last = (count) => Math.max(0, count - 1);
+      const most = (counts) => Math.max(0, ...counts);
+      const within = (chosen, count) => (count ? Math.min(chosen, count - 1) : chosen); // kept where there is none
+      const several = (count) => (count > 1 ? count : 0); // of a single head there is no choice
+      const layer = within(this.state.layer, layers.length);
       this.set({
         layer,
-        token: Math.min(this.state.token, last(layers[layer]?.tokens ?? 0)),
-        head: Math.min(this.state.head, last(Math.max(0, ...layers.map((each) => each.heads)))),
-        reader: Math.min(this.state.reader, last(Math.max(0, ...layers.map((each) => each.attention?.shape[0] ?? 0)))),
+        token: within(this.state.token, layers[layer]?.tokens),
+        head: within(this.state.head, several(most(layers.map((each) => each.heads)))),
+        reader: within(this.state.reader, several(most(layers.map((each) => each.attention?.shape[0] ?? 0)))),
         source: segments?.sources.given ? this.state.source : "predicted",
         hidden: same ? this.state.hidden : [], // another model's classes are others
         lit: null,
@@ -193,7 +200,11 @@
     /** What the link by which the page was opened chooses of a photo, once that one is shown. */
     follow(layers) {
       this.notice.hidden = true;
-      if (!this.link || !vtviz.isLinked(this.scene.payload, this.link)) return {};
+      if (!this.link || !vtviz.isLinked(this.scene.payload, this.link)) {
+        if (this.missed) this.link = null; // the first photo is everybody's; the next one is what the link led to, or a choice
+        this.missed = true;
+        return {};
+      }
       const { patch, line } = vtviz.followLink(this.link, { layers });
       this.link = null;
       this.notice.textContent = line;

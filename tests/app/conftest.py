@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import gradio as gr
 import numpy as np
@@ -202,3 +203,30 @@ def train(models, data_root, tmp_path) -> Iterator[Train]:
     for job in made.jobs.all():
         if job.active:
             os.killpg(json.loads((job.folder / REQUEST).read_text())["pid"], signal.SIGKILL)
+
+
+@pytest.fixture
+def visit(browser, address):
+    """Opens the page at a link; no request may leave this machine, and no script may fail."""
+    contexts = []
+
+    def open_at(link: str = "", width: int = 1280, at: str = address, scheme: str = "light"):
+        context = browser.new_context(
+            viewport={"width": width, "height": 844}, color_scheme=scheme, accept_downloads=True
+        )
+        page = context.new_page()
+        page.requests, page.faults = [], []
+        page.on("request", lambda request: page.requests.append(request.url))
+        page.on("pageerror", lambda error: page.faults.append(str(error)))
+        page.on("console", lambda entry: page.faults.append(entry.text) if entry.type == "error" else None)
+        page.goto(at.rstrip("/") + link)
+        page.wait_for_selector(".vtx[data-ready]")
+        contexts.append((context, page))
+        return page
+
+    yield open_at
+    for context, page in contexts:
+        hosts = {urlsplit(url).hostname for url in page.requests if not url.startswith(("data:", "blob:"))}
+        assert hosts == {"127.0.0.1"}
+        assert page.faults == []
+        context.close()

@@ -18,33 +18,6 @@ from vtviz.shortcuts import extract_tokens
 pytestmark = pytest.mark.browser
 
 
-@pytest.fixture
-def visit(browser, address):
-    """Opens the page at a link; no request may leave this machine, and no script may fail."""
-    contexts = []
-
-    def open_at(link: str = "", width: int = 1280, at: str = address, scheme: str = "light"):
-        context = browser.new_context(
-            viewport={"width": width, "height": 844}, color_scheme=scheme, accept_downloads=True
-        )
-        page = context.new_page()
-        page.requests, page.faults = [], []
-        page.on("request", lambda request: page.requests.append(request.url))
-        page.on("pageerror", lambda error: page.faults.append(str(error)))
-        page.on("console", lambda entry: page.faults.append(entry.text) if entry.type == "error" else None)
-        page.goto(at.rstrip("/") + link)
-        page.wait_for_selector(".vtx[data-ready]")
-        contexts.append((context, page))
-        return page
-
-    yield open_at
-    for context, page in contexts:
-        hosts = {urlsplit(url).hostname for url in page.requests if not url.startswith(("data:", "blob:"))}
-        assert hosts == {"127.0.0.1"}
-        assert page.faults == []
-        context.close()
-
-
 @pytest.fixture(scope="module")
 def maps(models):
     return extract_tokens(load_examples()["cat"].image, str(models / "own.safetensors"))

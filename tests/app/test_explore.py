@@ -346,6 +346,29 @@ def test_a_mask_without_place_in_the_next_model_is_dropped_with_a_word(scenes, p
     assert scenes.reopen(shown, "own", WHOLE)[2] == ""  # a classifier has no use for it
 
 
+def test_a_mask_of_other_classes_is_taken_away(scenes, photo, mask):
+    """Their numbers would fit, and mean something else: building would be called hair."""
+    _, shown, *_ = scenes.open_upload({"path": str(photo)}, "scene", WHOLE)
+    _, shown, *_ = scenes.open_mask(mask(halves(0, 1)), shown)
+    assert shown.mask_of == "scene"
+    foreign = replace(shown, mask_of="own")
+    payload, state, problem = scenes.reopen(foreign, "scene_fpn", WHOLE)
+    assert "scene_fpn has other classes than the mask, which was taken away." in problem
+    assert (payload["segmentation"]["given"], state.mask) == (None, "")
+    _, between, problem = scenes.reopen(shown, "own", WHOLE)  # a classifier: it may come back after it
+    assert (problem, between.mask) == ("", shown.mask)
+    assert scenes.reopen(between, "scene", WHOLE)[0]["segmentation"]["given"] is not None
+
+
+def test_a_model_that_is_gone_is_told_by_the_page_and_not_by_the_control(segment_shelf, scenes):
+    """Gradio would say of an empty control that it cannot hold what was sent."""
+    handlers = {"open_upload", "open_example", "reopen"}
+    assert {
+        fn.name: fn.preprocess for fn in build_page(segment_shelf).fns.values() if fn.name in handlers
+    } == dict.fromkeys(handlers, False)
+    assert "this page has no model" in scenes.open_example(None, WHOLE, SimpleNamespace(key="cat"))[2]
+
+
 def test_an_example_may_have_a_mask_too(scenes, mask, tmp_path):
     payload, shown, _ = scenes.open_example("scene", WHOLE, SimpleNamespace(key="coffee"))
     true = np.zeros(load_examples()["coffee"].image.shape[:2], np.uint8)
