@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 import vtviz
-from vtviz.errors import CheckpointError
+from vtviz.errors import CheckpointError, ConfigError
 from vtviz.train.evaluation import evaluate_classifier
 from vtviz.train.publish import publish_classifier
 
@@ -62,6 +62,14 @@ def test_a_model_without_tokens_has_no_token_figures(tiny_job, balls, masks, tmp
 def test_nothing_to_publish(tmp_path, balls):
     with pytest.raises(CheckpointError):
         publish_classifier(tmp_path / "none", tmp_path / "x.safetensors", balls)
+
+
+def test_two_folders_of_one_name_would_share_a_place_in_the_card(tmp_path, balls):
+    folders = [tmp_path / "a" / "photos", tmp_path / "b" / "photos"]
+    for folder in folders:
+        (folder / "val").mkdir(parents=True)
+    with pytest.raises(ConfigError, match=r"also: .*/a/photos and .*/b/photos would both be 'photos' in the card"):
+        publish_classifier(tmp_path / "none", tmp_path / "x.safetensors", balls, also=folders)
 
 
 def test_the_verb(trained, balls, tmp_path, capsys):

@@ -11,7 +11,7 @@ from vtviz import checkpoints
 from vtviz.card import Card
 from vtviz.data.folder import ClassList, open_folder
 from vtviz.data.segmentation import open_segmentation
-from vtviz.errors import CheckpointError
+from vtviz.errors import CheckpointError, ConfigError
 from vtviz.explain.dissection import best_token, untrained_twin
 from vtviz.export import staged
 from vtviz.predictor import Predictor, load_model
@@ -44,7 +44,8 @@ def publish_classifier(
         data: image folder to score on.
         split: its part.
         sizes: further input sizes, beside the model's own, to score at.
-        also: further image folders to score on, at the model's own size (for one part of the data alone, say).
+        also: further image folders to score on, at the model's own size (for one part of the data alone, say); the
+            card tells them by their last names, which must differ.
         masks: segmentation folder (class 0 the background) on which to measure how well one token covers people,
             beside the same model untrained.
         licence: of the weights.
@@ -56,6 +57,7 @@ def publish_classifier(
         CheckpointError, DataError, ConfigError: in one line.
     """
     target = Path(target)
+    _check_names(also)
     card, predictor = _as_shipped(run, target, licence, terms)
     for folder in (data, *also):  # whatever is wrong with them is told before the work
         open_folder(folder, split, classes=ClassList(card.class_ids, card.classes))
@@ -114,6 +116,16 @@ def publish_segmenter(
     for name in ("model", "flip", "scales"):
         del accuracy[name]
     return checkpoints.save(target, predictor.model, replace(card, accuracy=accuracy, tokens=tokens, notes=notes))
+
+
+def _check_names(folders: Sequence[str | Path]) -> None:
+    """Raise ConfigError where two folders have one name: in the card one's score would replace the other's."""
+    seen: dict[str, str | Path] = {}
+    for folder in folders:
+        name = Path(folder).resolve().name
+        if name in seen:
+            raise ConfigError(f"also: {seen[name]} and {folder} would both be {name!r} in the card; rename one of them")
+        seen[name] = folder
 
 
 def _as_shipped(run: str | Path, target: Path, licence: str, terms: str) -> tuple[Card, Predictor]:
