@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.v2 import functional as tvf
 
 from vtviz.data.device import DeviceLoader, _jitter, _resample
@@ -65,15 +66,57 @@ def test_crops_lie_inside_the_image_with_the_area_and_aspect_asked_for(store):
     assert np.all(np.abs(theta[:, 1, 2]) + height <= 1 + 1e-9)
     assert 0.3 <= (width * height).min() < 0.31
     assert 0.49 < (width * height).max() <= 0.5 + 1e-9
-    whole = (width < 1) & (height < 1)  # a crop as wide as the image cannot have the shape that was drawn
     shape = aspect * width / height  # in pixels
     for value in (1.0, 1.5, 0.6):
-        drawn = shape[whole & (aspect == value)]
+        drawn = shape[aspect == value]
         assert 3 / 4 - 1e-9 <= drawn.min() < 0.78
         assert 1.28 < drawn.max() <= 4 / 3 + 1e-9
         assert abs(np.median(np.log(drawn))) < 0.06
     assert 0.45 < (theta[:, 0, 0] < 0).mean() < 0.55
     assert np.abs(theta[:, 0, 2]).max() > 0.3  # and not only in the middle
+
+
+@pytest.mark.parametrize("shape", [(256, 384), (256, 512), (384, 256), (256, 256)])
+def test_crops_are_spread_as_torchvisions(store, shape):
+    """Of an image that is not square a crop that does not fit is drawn again; of all ten the middle is taken."""
+    torch.manual_seed(0)
+    image, scale = torch.empty(3, *shape), (0.08, 1.0)
+    found = [RandomResizedCrop.get_params(image, scale, (3 / 4, 4 / 3)) for _ in range(4000)]
+    theirs = np.array(found) / np.tile(shape, 2)  # top, left, height, width as shares
+    theta = loader(store, "crop", scale=scale)._crops(np.full(4000, shape[1] / shape[0]), np.random.default_rng(0))
+    width, height = np.abs(theta[:, 0, 0]), theta[:, 1, 1]
+    ours = np.stack([(1 + theta[:, 1, 2] - height) / 2, (1 + theta[:, 0, 2] - width) / 2, height, width], axis=1)
+    for mine, wanted in ((ours, theirs), (ours[:, 2:].prod(axis=1), theirs[:, 2:].prod(axis=1))):
+        assert mine.mean(axis=0) == pytest.approx(wanted.mean(axis=0), abs=0.015)
+        quantiles = [np.quantile(each, (0.02, 0.1, 0.5, 0.9, 0.98), axis=0) for each in (mine, wanted)]
+        assert quantiles[0] == pytest.approx(quantiles[1], abs=0.035)
+    ratio = shape[1] * width / (shape[0] * height)
+    assert ratio.min() >= 3 / 4 - 1e-9
+    assert ratio.max() <= 4 / 3 + 1e-9
+
+
+def test_what_never_fits_is_the_largest_middle_of_an_allowed_ratio(store):
+    aspect = np.array([4.0, 0.25, 1.2])
+    theta = loader(store, "crop", scale=(1.0, 1.0))._crops(aspect, np.random.default_rng(0))
+    assert np.abs(theta[:, 0, 0]) == pytest.approx([1 / 3, 1, 1])
+    assert theta[:, 1, 1] == pytest.approx([1, 1 / 3, 1])
+    assert np.all(theta[:, :, 2] == 0)
+
+
+def test_files_that_cannot_be_read_give_their_place_to_the_next(store, caplog):
+    """As on the host, where the pixels do not fit into memory and are read when they are wanted."""
+    paths = list(store.paths)
+    paths[4] = paths[4].parent / "gone.png"
+    later = PixelStore(paths, memory=-1)
+    batches = loader(later)
+    order = [draw.image for draws in batches.sampler for draw in draws]
+    made = list(batches)
+    assert torch.cat([targets for _, targets in made]).tolist() == [50 + (5 if i == 4 else i) for i in order]
+    found = torch.cat([images for images, _ in made])
+    assert torch.equal(found[order.index(4)], found[order.index(5)])
+    whole = torch.cat([images for images, _ in loader(store)])
+    assert all(torch.equal(found[k], whole[k]) for k, i in enumerate(order) if i != 4)
+    assert len(later.skipped) == len(caplog.records) == 1
 
 
 def test_flip_keeps_the_whole_image(store):

@@ -6,7 +6,6 @@ resized crop, flip and colour jitter with parameters drawn per image, written fo
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -19,8 +18,10 @@ from vtviz.data.store import PixelStore
 from vtviz.errors import ConfigError
 
 AUGMENTATIONS = ("none", "flip", "crop", "jitter")
-RATIO = math.log(4 / 3)
-"""Largest log aspect ratio of a random crop, as torchvision's."""
+RATIOS = (3 / 4, 4 / 3)
+"""Least and largest width / height of a random crop, as torchvision's."""
+TRIES = 10
+"""Crops that are drawn for an image before the largest central one is taken, as torchvision does."""
 
 
 class DeviceLoader:
@@ -46,10 +47,13 @@ class DeviceLoader:
             raise ConfigError(f"augment on the device must be one of {', '.join(AUGMENTATIONS)}, got {augment!r}")
         self.sampler = plan
         self.augment, self.crop_scale, self.device = augment, crop_scale, device
-        self.targets = torch.tensor([targets[i] for i in store.kept], device=device)
         by_shape: dict[tuple[int, int], list[int]] = {}
+        places = np.empty(len(store), np.int64)
         for index in range(len(store)):
-            by_shape.setdefault(store.shape(index), []).append(index)
+            places[index], pixels = store.read_near(index)
+            if places[index] == index:
+                by_shape.setdefault((pixels.shape[1], pixels.shape[2]), []).append(index)
+        self.targets = torch.tensor([targets[store.kept[place]] for place in places], device=device)
         self._pixels = [torch.stack([store[i] for i in members]).to(device) for members in by_shape.values()]
         self._aspect = np.array([width / height for height, width in by_shape])
         self._group = np.empty(len(store), np.int64)
@@ -57,6 +61,8 @@ class DeviceLoader:
         for number, members in enumerate(by_shape.values()):
             self._group[members] = number
             self._place[members] = np.arange(len(members))
+        # of a file that cannot be read, the next one that can
+        self._group, self._place = self._group[places], self._place[places]
 
     def __len__(self) -> int:
         return len(self.sampler)
@@ -87,12 +93,8 @@ class DeviceLoader:
     def _crops(self, aspect: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Affine matrices (n, 2, 3) from output to input in [-1, 1] coordinates, for images of this width / height."""
         n = len(aspect)
-        area = rng.uniform(*self.crop_scale, n)
-        ratio = np.exp(rng.uniform(-RATIO, RATIO, n)) / aspect  # of the crop in pixels -> in the image's own sides
-        corner = rng.uniform(0, 1, (2, n))
+        width, height, corner = _windows(aspect, self.crop_scale, rng)
         mirror = np.where(rng.uniform(size=n) < 0.5, -1.0, 1.0)
-        width = np.minimum(1, np.sqrt(area * ratio))
-        height = np.minimum(1, np.sqrt(area / ratio))
         if self.augment in {"none", "flip"}:
             width, height = np.ones(n), np.ones(n)
         if self.augment == "none":
@@ -106,6 +108,27 @@ class DeviceLoader:
     def _on_device(self, values: np.ndarray) -> Tensor:
         tensor = torch.from_numpy(values)
         return (tensor.float() if tensor.is_floating_point() else tensor).to(self.device, non_blocking=True)
+
+
+def _windows(
+    aspect: np.ndarray, scale: tuple[float, float], rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Windows of torchvision's RandomResizedCrop, but that sides are not rounded to whole pixels.
+
+    Returns:
+        Width and height (n,) as shares of the image's, and where in the room beside it each lies, (2, n) in [0, 1].
+    """
+    n = len(aspect)
+    area = rng.uniform(*scale, (TRIES, n))
+    low, high = np.log(RATIOS)
+    ratio = np.exp(rng.uniform(low, high, (TRIES, n))) / aspect  # of the crop in pixels -> in the image's own sides
+    width, height = np.sqrt(area * ratio), np.sqrt(area / ratio)
+    fits = (width <= 1) & (height <= 1)
+    first = fits.argmax(axis=0), np.arange(n)
+    drawn = fits[first]
+    width = np.where(drawn, width[first], np.minimum(1, RATIOS[1] / aspect))
+    height = np.where(drawn, height[first], np.minimum(1, aspect / RATIOS[0]))
+    return width, height, np.where(drawn, rng.uniform(0, 1, (2, n)), 0.5)
 
 
 def _resample(pixels: Tensor, theta: Tensor, size: int) -> Tensor:
