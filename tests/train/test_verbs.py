@@ -96,6 +96,19 @@ def test_options_become_a_job():
     assert (backbone.start, backbone.weights) == (None, "IMAGENET1K_V1")
 
 
+def test_a_recipes_word_may_be_a_number():
+    """A single milestone or size is no list, and JSON would make a number of it."""
+    options = {"data": "d", "out": "o", "recipe": "coco_stuff_paper"}
+    recipe = make_job({**options, "set": ["milestones=0.5", "sizes=48", "lr=1", 'schedule="step"']}).recipe
+    assert (recipe.milestones, recipe.sizes, recipe.lr, recipe.schedule) == ("0.5", "48", 1, "step")
+    changed = make_job({"set": ["milestones=0.25"]}, make_job(options))
+    assert changed.recipe.milestones == "0.25"
+    with pytest.raises(ConfigError, match="milestones must be rising fractions of all epochs"):
+        make_job({**options, "set": ["milestones=2"]})
+    with pytest.raises(ConfigError, match="lr must be a number, got 'fast'"):
+        make_job({**options, "set": ["lr=fast"]})
+
+
 def test_fields_are_json_or_words():
     assert parse_fields(["mixup=0.2", "augment=crop", "drop-path=1", "a=x=y", "b=", "c=true"]) == {
         "mixup": 0.2,

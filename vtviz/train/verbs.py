@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -250,14 +250,16 @@ def make_job(options: Mapping[str, Any], old: Any = None) -> Any:
     Raises:
         ConfigError: for a field that is none, or a value that cannot work.
     """
-    from dataclasses import replace
+    from dataclasses import fields, replace
 
     from vtviz.train.job import TrainingJob
     from vtviz.train.recipes import make_recipe
 
     values = {_RENAMED.get(k, k): v for k, v in options.items() if v is not None}
-    fields = {k: values.pop(k) for k in _IN_RECIPE if k in values} | parse_fields(values.pop("set", []), "--set")
-    recipe = make_recipe(values.pop("recipe") if "recipe" in values else old.recipe, **fields)
+    recipe = make_recipe(values.pop("recipe") if "recipe" in values else old.recipe)
+    words = {f.name for f in fields(recipe) if isinstance(f.default, str)}
+    changed = {k: values.pop(k) for k in _IN_RECIPE if k in values}
+    recipe = make_recipe(recipe, **changed | parse_fields(values.pop("set", []), "--set", words=words))
     if "model_options" in values:
         values["model_options"] = parse_fields(values["model_options"], "--option")
     if str(values.get("start", "")).startswith("torchvision:"):
@@ -266,8 +268,13 @@ def make_job(options: Mapping[str, Any], old: Any = None) -> Any:
     return TrainingJob(recipe=recipe, **values) if old is None else replace(old, recipe=recipe, **values)
 
 
-def parse_fields(pairs: Sequence[str], option: str = "--set") -> dict[str, Any]:
+def parse_fields(pairs: Sequence[str], option: str = "--set", *, words: Collection[str] = ()) -> dict[str, Any]:
     """``["mixup=0.2", "augment=crop"]`` -> ``{"mixup": 0.2, "augment": "crop"}``.
+
+    Args:
+        pairs: as they were typed.
+        option: that took them.
+        words: fields that stay as they were typed where JSON would make a number of them: ``sizes=48``.
 
     Raises:
         ConfigError: for a pair without ``=``.
@@ -277,10 +284,12 @@ def parse_fields(pairs: Sequence[str], option: str = "--set") -> dict[str, Any]:
         key, equals, value = pair.partition("=")
         if not equals or not key.strip():
             raise ConfigError(f"{option} takes NAME=VALUE, got {pair!r}")
+        name = key.strip().replace("-", "_")
         try:
-            fields[key.strip().replace("-", "_")] = json.loads(value)
+            read = json.loads(value)
         except json.JSONDecodeError:
-            fields[key.strip().replace("-", "_")] = value
+            read = value
+        fields[name] = value if name in words and not isinstance(read, str) else read
     return fields
 
 
