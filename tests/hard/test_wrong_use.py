@@ -156,6 +156,8 @@ def test_without_its_arguments_a_verb_names_one_and_its_help(verb, here, run):
         ("train --data {place}/folders --out {out} --from tiny --option num_tokens=8", "no --preset, --option"),
         ("train --data {place}/folders --out {out} --from tiny --weights IMAGENET1K_V1", "no --preset, --option"),
         ("train --data {place}/folders --out {out} --from tiny --model resnet18", "leave --model out"),
+        ("train --data {place}/folders --out {out} --from segmenter --model vt_resnet34", "leave --model out"),
+        ("train --data {place}/folders --out {out} --from segmenter --model resnet18", "leave --model out"),
         ("train --data {place}/folders --out {out} --micro-batch 5", "no multiple"),
         ("train --data {place}/folders --out {place}/photo.png/run", "cannot write"),
         ("finetune --out {out}", "--data is missing"),

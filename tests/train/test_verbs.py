@@ -11,7 +11,7 @@ from vtviz.cli import app
 from vtviz.errors import CheckpointError, ConfigError, DataError, TrainingError, VtvizError
 from vtviz.train.callbacks import read_metrics
 from vtviz.train.evaluation import evaluate_classifier
-from vtviz.train.job import read_job
+from vtviz.train.job import read_job, write_job
 from vtviz.train.recipes import RECIPES
 from vtviz.train.verbs import MALLOC, make_job, parse_fields, wants_malloc
 
@@ -76,6 +76,14 @@ def test_train_says_what_is_wrong(tmp_path, arguments, error, message):
     with pytest.raises(error, match=message):
         vtviz("train", "--out", tmp_path / "run", "--device", "cpu", *arguments)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_goes_on_is_not_called_another_model(tiny_checkpoint, tiny_job, tmp_path):
+    """The model is that of the checkpoint that it started from, whatever its job would say."""
+    write_job(tmp_path / "run", tiny_job(start="tiny"), [])
+    with pytest.raises(ConfigError, match="--from tiny is a vt_resnet18, but --model asks for a resnet34: leave"):
+        vtviz("train", "--resume", "--out", tmp_path / "run", "--model", "resnet34")
+    assert read_job(tmp_path / "run").model == "vt_resnet18"
 
 
 def test_evaluate_says_what_is_wrong(balls):

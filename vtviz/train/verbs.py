@@ -205,27 +205,27 @@ def _run(context: typer.Context, **fixed: Any) -> None:
         for name in context.params
         if (source := context.get_parameter_source(name)) is not None and source.name == "COMMANDLINE"
     }
-    if not resume:
-        if "model" in given:
-            _check_model(options)
+    if resume:
+        job = make_job({k: v for k, v in options.items() if k in given}, read_job(options["out"]))
+    else:
         if options["recipe"] is None:
             options["recipe"] = _usual_recipe(options, tune=context.info_name == "finetune")
-        typer.echo(train(make_job(options)))
-        return
-    old = read_job(options["out"])
-    typer.echo(train(make_job({k: v for k, v in options.items() if k in given}, old), resume=True))
+        job = make_job(options)
+    if "model" in given:
+        _check_model(job.model, job.start)
+    typer.echo(train(job, resume=resume))
 
 
-def _check_model(options: Mapping[str, Any]) -> None:
-    """Raise ConfigError where --model and --from name two models of one task: which of them is meant?"""
+def _check_model(model: str, start: str | None) -> None:
+    """Raise ConfigError where --from is another model than --model, but for a segmenter on a classifier's backbone."""
     from vtviz import checkpoints
     from vtviz.train.setup import model_task
 
-    model, start = options["model"], options["start"]
-    if start is None or start.startswith("torchvision:"):
+    if start is None:
         return
     card = checkpoints.read_card(checkpoints.find(start))
-    if card.task == model_task(model) and card.model != model:
+    built_on = card.task == "classification" and model_task(model) == "segmentation"
+    if card.model != model and not built_on:
         raise ConfigError(f"--from {start} is a {card.model}, but --model asks for a {model}: leave --model out")
 
 
