@@ -143,7 +143,15 @@ def test_without_its_arguments_a_verb_names_one_and_its_help(verb, here, run):
         ("evaluate -m tiny --data {place}/folders --flip", "tiny is a classifier"),
         ("evaluate -m tiny --data {place}/folders --scales 1,2", "tiny is a classifier"),
         ("evaluate -m segmenter --data {place}/folders --crop center", "--crop is for classifiers"),
+        ("evaluate -m segmenter --data {place}/folders --workers 1", "--workers is for classifiers; segmenter is a"),
         ("evaluate -m segmenter --data {place}/folders", "has no layout that is known"),
+        *(
+            (
+                f"publish --run {{segmenter}} --out {{out}}/x.safetensors --data {{place}}/folders {option}",
+                "--sizes, --also and --masks are for classifiers",
+            )
+            for option in ("--sizes 7", "--also /no/such/folder", "--masks /no/such/masks")
+        ),
         ("segment {place}/photo.png --out {out} -m tiny", "tiny is a classifier"),
         ("ablate {place}/photo.png -m segmenter --class 0", "--class is for classifiers"),
         ("ablate {place}/photo.png -m tiny --mask {place}/mask.png", "--mask is for segmentation"),
@@ -163,9 +171,12 @@ def test_without_its_arguments_a_verb_names_one_and_its_help(verb, here, run):
         ("finetune --out {out}", "--data is missing"),
     ],
 )
-def test_contradictions_are_one_line_before_any_work(line, message, here, place, idle, run, tmp_path, tally):
+def test_contradictions_are_one_line_before_any_work(
+    line, message, here, place, idle, run, tmp_path, tally, tiny_segmenter
+):
     before = tree(tmp_path, place)
-    code, out, err = run(*(filled(part, {"place": place, "out": here / "out"}) for part in line.split()))
+    paths = {"place": place, "out": here / "out", "segmenter": tiny_segmenter}
+    code, out, err = run(*(filled(part, paths) for part in line.split()))
     assert (code, out) == (2, "")
     assert re.fullmatch(r"error: [^\n]{10,700}\n", err)
     assert message in err

@@ -49,7 +49,7 @@ def evaluate(
         typer.Option(min=1, max=4096, metavar="N", help="Images at once. [dim]\\[64, or 8 for segmentation][/dim]"),
     ] = None,
     device: Device = "auto",
-    workers: Annotated[int, typer.Option(min=0, max=128, metavar="N", help="Data-loading processes.")] = 0,
+    workers: Annotated[int, typer.Option(min=0, max=128, metavar="N", help="Classifiers: data-loading processes.")] = 0,
     as_json: AsJson = False,
 ) -> None:
     """Score a model on images prepared as the page prepares them: top-1 and top-5, or the mean IoU, and each class.
@@ -78,6 +78,8 @@ def evaluate(
         if predictor.palette is not None:
             if crop is not None:
                 raise ConfigError("--crop is for classifiers: a mask is scored as a whole")
+            if workers:
+                raise ConfigError(f"--workers is for classifiers; {predictor.name} is a segmentation model")
             shared |= {"flip": flip, "scales": factors, "batch_size": batch_size or 8, "progress": report}
             result = evaluate_segmenter(predictor, data, **shared)
         else:
@@ -101,14 +103,20 @@ def publish(
         str, typer.Option(metavar="S", parser=folder_name, help="Folder below DIR that is scored.")
     ] = "val",
     sizes: Annotated[
-        str, typer.Option(metavar="PX,…", help="Further input sizes to score a classifier at.")
-    ] = "96,128,160",
+        str | None,
+        typer.Option(metavar="PX,…", help="Classifiers: further input sizes to score at. [dim]\\[96,128,160][/dim]"),
+    ] = None,
     also: Annotated[
-        list[Path] | None, typer.Option(metavar="DIR", parser=named_path, help="Score on this one too; repeatable.")
+        list[Path] | None,
+        typer.Option(metavar="DIR", parser=named_path, help="Classifiers: score on this one too; repeatable."),
     ] = None,
     masks: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", parser=named_path, help="Photos of people with masks: does one token cover them?"),
+        typer.Option(
+            metavar="DIR",
+            parser=named_path,
+            help="Classifiers: photos of people with masks; does one token cover them?",
+        ),
     ] = None,
     licence: Annotated[str, typer.Option(metavar="TEXT", help="Of the weights.")] = "",
     terms: Annotated[str, typer.Option(metavar="TEXT", help="Of the training data.")] = "",
@@ -125,12 +133,14 @@ def publish(
     from vtviz.train.publish import publish_classifier, publish_segmenter
 
     try:
-        pixels = [int(part) for part in sizes.split(",") if part.strip()]
+        pixels = [int(part) for part in ("96,128,160" if sizes is None else sizes).split(",") if part.strip()]
     except ValueError:
         raise ConfigError(f"--sizes takes numbers of pixels, e.g. 96,128, got {sizes!r}") from None
     said: dict[str, Any] = {"split": split, "licence": licence, "terms": terms, "notes": notes}
     said["say"] = lambda line: typer.echo(line, err=True)
     if read_card(find(run)).task == "segmentation":
+        if sizes is not None or also or masks is not None:
+            raise ConfigError(f"--sizes, --also and --masks are for classifiers; {run} is a segmentation model")
         card = publish_segmenter(run, out, data, **said)
     else:
         card = publish_classifier(run, out, data, sizes=pixels, also=also or (), masks=masks, **said)
