@@ -1,3 +1,5 @@
+import weakref
+
 import numpy as np
 import pytest
 import torch
@@ -58,6 +60,37 @@ def test_several_processes_decode_what_one_does(files, monkeypatch):
     one = PixelStore(files * 3, workers=1)
     assert all(torch.equal(many[i], one[i]) for i in range(9))
     assert torch.get_num_threads() == threads
+
+
+@pytest.fixture
+def reads(monkeypatch):
+    """Counts, for each file that is read, the images that are alive by then."""
+    from vtviz.data import store as module
+
+    alive, counts, read = weakref.WeakSet(), [], module._read
+
+    class Pixels(np.ndarray):
+        __hash__ = object.__hash__
+
+    def watched(path, short_side):
+        image = read(path, short_side).view(Pixels)
+        alive.add(image)
+        counts.append(len(alive))
+        return image
+
+    monkeypatch.setattr(module, "_read", watched)
+    return counts
+
+
+def test_a_check_holds_one_image_at_a_time(files, reads):
+    store = PixelStore(files * 7, memory=-1, check=True, workers=1)
+    assert not store.in_memory
+    assert max(reads) <= 2  # the last one, and the one that is being read
+
+
+def test_without_a_bound_every_file_is_read_once(files, reads):
+    assert PixelStore(files * 7, workers=1).in_memory
+    assert len(reads) == 21
 
 
 @pytest.mark.parametrize("memory", [2**30, 0])

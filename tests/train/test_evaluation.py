@@ -8,6 +8,7 @@ from PIL import Image
 import vtviz
 from vtviz import checkpoints
 from vtviz.data.folder import open_folder
+from vtviz.data.store import PixelStore
 from vtviz.errors import ConfigError, DataError
 from vtviz.models.registry import build_model
 from vtviz.predictor import Predictor
@@ -61,6 +62,20 @@ def test_options(predictor, balls):
     small = evaluate_classifier(predictor, balls, size=32, crop="center")
     assert (small.size, small.crop) == (32, "center")
     assert evaluate_classifier(predictor, balls, workers=1) == evaluate_classifier(predictor, balls)
+
+
+def test_photos_that_do_not_fit_into_memory_score_the_same(predictor, balls, monkeypatch):
+    stores, whole = [], evaluate_classifier(predictor, balls, batch_size=5)
+
+    def keep(*arguments, **options):
+        stores.append(PixelStore(*arguments, **options))
+        return stores[-1]
+
+    monkeypatch.setattr(evaluation, "PixelStore", keep)
+    assert evaluate_classifier(predictor, balls, batch_size=5) == whole
+    monkeypatch.setattr("vtviz.train.setup.MEMORY", 12 * 40 * 40 * 3 - 1)
+    assert evaluate_classifier(predictor, balls, batch_size=5) == whole
+    assert [store.in_memory for store in stores] == [True, False]
 
 
 def test_the_images_whose_maps_are_summed_up_lie_evenly_however_they_are_batched(predictor, balls, monkeypatch):

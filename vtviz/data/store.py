@@ -70,7 +70,7 @@ class PixelStore:
         self.limit = int(max(10, MAX_BAD_SHARE * len(self.paths)))
         self._images: list[np.ndarray] | None = None
         self._shapes: np.ndarray | None = None
-        fits = self._estimate() <= memory
+        fits = memory == math.inf or self._estimate() <= memory
         if fits or check:
             self._decode(workers or os.cpu_count() or 1, progress, keep=fits)
 
@@ -188,8 +188,11 @@ def _mapper(workers: int) -> Iterator[Callable]:
 
 def _read_chunk(paths: Sequence[Path], options: tuple[int | None, bool]) -> list[_Result]:
     short_side, keep = options
-    results = [_try_read(path, short_side) for path in paths]
-    return results if keep else [result._replace(image=None) for result in results]
+    results: list[_Result] = []
+    for path in paths:
+        result = _try_read(path, short_side)
+        results.append(result if keep else result._replace(image=None))
+    return results
 
 
 def _try_read(path: Path, short_side: int | None) -> _Result:

@@ -18,6 +18,7 @@ from vtviz.engines import check_device
 from vtviz.errors import ConfigError
 from vtviz.predictor import Predictor, load_model
 from vtviz.statistics import LayerStatistics, map_statistics, summarize
+from vtviz.train.setup import image_memory
 
 TOKEN_IMAGES = 512
 """Images whose token maps are summarised beside the accuracy, spread evenly over the split."""
@@ -122,7 +123,7 @@ def evaluate_classifier(
     ids = predictor.card.class_ids if predictor.card else predictor.classes
     seed = (predictor.card and predictor.card.seed) or 0  # a folder without splits: what training kept apart
     images = open_folder(data, split, classes=ClassList(ids, predictor.classes), seed=seed).limit(limit)
-    store = PixelStore(images.paths, check=True, progress=partial(progress, "decoding"))
+    store = PixelStore(images.paths, memory=image_memory(1), check=True, progress=partial(progress, "decoding"))
     loader = evaluation_loader(
         EvaluationSet(store, images.targets, partial(predictor.fit, size=size, crop=crop)), batch_size, workers=workers
     )
