@@ -67,7 +67,8 @@ def bootstrap_interval(counts: np.ndarray, *, rounds: int = 1000, seed: int = 0)
     """
     rng = np.random.default_rng(seed)
     times = rng.multinomial(len(counts), np.full(len(counts), 1 / len(counts)), size=rounds)
-    drawn = times @ counts.reshape(len(counts), -1)
+    # in float64 a product tens of times faster than NumPy's of integers, and exact: no count of pixels comes near 2**53
+    drawn = times.astype(np.float64) @ counts.reshape(len(counts), -1).astype(np.float64)
     low, high = np.quantile(mean_iou(drawn.reshape(rounds, *counts.shape[1:])), (0.025, 0.975))
     return float(low), float(high)
 
