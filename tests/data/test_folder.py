@@ -101,6 +101,39 @@ def test_a_folder_without_splits_is_split_by_its_seed(tree):
         open_folder(root, "test")
 
 
+@pytest.mark.parametrize("deeper", [{}, {"train/steam": 2}, {"plane/more": 2}, {"plane/.cache": 1}])
+def test_a_class_may_be_called_train_and_hold_folders(tree, deeper):
+    """As VOC and COCO have one; and a class folder is read with what lies deeper in it."""
+    root = tree({"train": 10, "plane": 10, **deeper})
+    train, val = (open_folder(root, split) for split in ("train", "val"))
+    assert train.classes.ids == val.classes.ids == ("plane", "train")
+    assert len(train) + len(val) == 20 + sum(deeper.values())
+    assert not set(train.paths) & set(val.paths)
+    assert set(train.targets) == set(val.targets) == {0, 1}
+
+
+@pytest.mark.parametrize(
+    ("counts", "message"),
+    [
+        ({"train": 2, "val": 2}, "train has no class folders"),  # images that nobody sorted into classes
+        ({"train": 2, "val": 2, "plane": 2}, "train has no class folders"),
+        ({"train": 2, "val/plane": 2}, "train has no class folders"),
+        ({"train": 2}, "train has no class folders"),
+        ({"train": 0, "plane": 2}, "train has no class folders"),
+        ({"val": 2}, "has no split 'train'; choose from val"),
+        ({"plane/more": 2, "car": 2}, "has no split 'train'; choose from plane"),
+    ],
+)
+def test_a_split_without_classes_is_no_class(tree, counts, message):
+    with pytest.raises(DataError, match=message):
+        open_folder(tree(counts), "train")
+
+
+def test_an_image_beside_the_classes_of_a_split_does_no_harm(tree):
+    root = tree({"train": 1, "train/a": 2, "val": 1, "val/a": 3})
+    assert [len(open_folder(root, split)) for split in ("train", "val")] == [2, 3]
+
+
 @pytest.mark.parametrize(("count", "kept"), [(1, 0), (2, 1), (5, 1), (15, 2)])
 def test_small_classes_are_validated_on_too(tree, count, kept):
     root = tree({"a": count, "b": 20})

@@ -13,6 +13,8 @@ from vtviz.data.classes import plain_name
 from vtviz.errors import DataError, did_you_mean
 from vtviz.suffixes import IMAGE_SUFFIXES
 
+SPLIT_NAMES = ("train", "val", "valid", "validation", "test")
+"""What splits are usually called."""
 VAL_FRACTION = 0.1
 """Share of each class that becomes "val" where a folder has no splits of its own; at least one image of two or more."""
 
@@ -131,11 +133,13 @@ def open_folder(
     if not base.is_dir():
         raise DataError(f"no data folder at {base}")
     imagenet.check_unpacked(base, split)
-    own_split = (base / split).is_dir()
+    splits = _split_folders(base)
+    seeded = not splits and split in {"train", "val"}  # which a class may be called, too
+    own_split = (base / split).is_dir() and not seeded
     top = base / split if own_split else base
-    if not own_split and (split not in {"train", "val"} or _split_folders(base)):
-        raise DataError(f"{base} has no split {split!r}{did_you_mean(split, _split_folders(base))}")
-    groups = {p.name: _images(p) for p in sorted(top.iterdir()) if p.is_dir() and not p.name.startswith(".")}
+    if not own_split and not seeded:
+        raise DataError(f"{base} has no split {split!r}{did_you_mean(split, splits)}")
+    groups = {p.name: _images(p) for p in _folders(top)}
     if not groups and split == "val":
         groups = imagenet.group_flat(lists, _images(top))
     if not groups:
@@ -161,10 +165,26 @@ def _images(folder: Path) -> list[Path]:
     return sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
 
 
+def _folders(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+
+
 def _split_folders(base: Path) -> list[str]:
-    """Names below ``base`` that hold class folders rather than images: its splits."""
-    folders = [p for p in base.iterdir() if p.is_dir() and not p.name.startswith(".")]
-    return [p.name for p in folders if any(q.is_dir() for q in p.iterdir())]
+    """Names below ``base`` of its splits: of folders that hold folders and no images of their own, or are called so.
+
+    One that only its name makes a split is a class where both it and a folder beside it hold images: VOC has a train.
+    """
+    folders = _folders(base)
+    full = {p.name for p in folders if _has_images(p)}
+    splits = {p.name for p in folders if p.name not in full and _folders(p)}
+    named = {p.name for p in folders if p.name in SPLIT_NAMES}
+    if not splits and len(named) == 1 and named < full:
+        return []
+    return sorted(splits | named)
+
+
+def _has_images(folder: Path) -> bool:
+    return any(p.suffix.lower() in IMAGE_SUFFIXES and p.is_file() for p in folder.iterdir())
 
 
 def _seeded_part(files: list[Path], split: str, seed: int) -> list[Path]:
