@@ -229,8 +229,21 @@ def test_processes_share_the_evaluation_out():
     assert whole == [[0, 2], [3], [1, 4]]
     parts = [list(SameShapeBatches(shapes, 2, rank=rank, world=2)) for rank in range(2)]
     assert Counter(map(tuple, parts[0] + parts[1])) == Counter(map(tuple, whole))
-    # none may go empty: it would wait for the others for ever
-    assert all(list(SameShapeBatches(shapes, 2, rank=rank, world=4)) == whole for rank in range(4))
+
+
+@pytest.mark.parametrize(("batch_size", "world"), [(64, 2), (2, 4), (64, 5), (3, 5)])
+def test_each_image_is_counted_once_and_no_process_goes_empty(batch_size, world):
+    """It would wait for the others for ever."""
+    shapes = [(1, 1), (1, 1), (1, 1), (1, 1), (2, 2)]
+    parts = [list(SameShapeBatches(shapes, batch_size, rank=rank, world=world)) for rank in range(world)]
+    assert all(parts)
+    assert sorted(i for part in parts for batch in part for i in batch) == [0, 1, 2, 3, 4]
+    assert all(len({shapes[i] for i in batch}) == 1 for part in parts for batch in part)
+
+
+def test_with_fewer_images_than_processes_each_takes_all():
+    parts = [list(SameShapeBatches([(1, 1), (2, 2)], 8, rank=rank, world=3)) for rank in range(3)]
+    assert parts == [[[0], [1]]] * 3
 
 
 def test_data_processes_are_forked_on_linux_and_nowhere_else(store, monkeypatch):

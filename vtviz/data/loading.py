@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -204,16 +204,17 @@ class EvaluationSet(Dataset):
 class SameShapeBatches(Sampler[list[int]]):
     """Evaluation batches of images whose inputs have one shape, in a fixed order.
 
-    Process r of n takes every n-th batch; where there are fewer batches than processes, each takes all of them.
+    Process r of n takes every n-th batch. None may go empty, as the others would wait for it: batches are made smaller
+    until there is one for each. With fewer images than processes each takes all: what they count together is then n
+    times too much, and right only as shares.
     """
 
     def __init__(self, shapes: Sequence[tuple[int, int]], batch_size: int, *, rank: int = 0, world: int = 1) -> None:
         groups: dict[tuple[int, int], list[int]] = {}
         for index, shape in enumerate(shapes):
             groups.setdefault(shape, []).append(index)
-        batches = [
-            members[i : i + batch_size] for members in groups.values() for i in range(0, len(members), batch_size)
-        ]
+        while len(batches := _cut(groups.values(), batch_size)) < world and batch_size > 1:
+            batch_size //= 2
         self.batches = batches[rank::world] if len(batches) >= world else batches
 
     def __len__(self) -> int:
@@ -221,6 +222,10 @@ class SameShapeBatches(Sampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         return iter(self.batches)
+
+
+def _cut(groups: Iterable[list[int]], size: int) -> list[list[int]]:
+    return [members[i : i + size] for members in groups for i in range(0, len(members), size)]
 
 
 def evaluation_loader(
