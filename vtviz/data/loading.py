@@ -179,7 +179,12 @@ class TrainingSet(Dataset):
 
 
 class EvaluationSet(Dataset):
-    """Images as the predictor sees them: uint8 store -> geometry -> (3, h, w) float32 in [0, 1], and the target."""
+    """Images as the predictor sees them: uint8 store -> geometry -> (3, h, w) float32 in [0, 1], and the target.
+
+    The predictor sees them so where the store holds them as the files do. In training it shrinks them to a short side
+    of 256 pixels first: they are resized twice, and of random shapes some 1.5 % get another input shape at 224 pixels,
+    as the sides of what was shrunk are whole pixels.
+    """
 
     def __init__(
         self, store: PixelStore, targets: Sequence[int], fit: Callable[[tuple[int, int]], geometry.Geometry]
