@@ -147,14 +147,6 @@ def test_what_is_no_scale_is_not_left_standing(visit):
     assert (top.input_value(), state(page)["fixed"]) == ("10", 10)
 
 
-def test_a_place_that_was_cut_off_is_told_in_sentences(visit):
-    page = visit("/?crop=center&view=pixel")
-    shown(page, "crop", "center")
-    page.evaluate("document.querySelector('.vtx').view.set({ place: [0, 0, 1, 1] })")
-    frame(page)
-    assert "(from the top left). The crop cut it off: " in page.inner_text(".vtx-sheet:visible")
-
-
 def test_photos_are_taken_from_the_hand_in_the_tab_that_shows_them(visit, settle):
     page = visit()
     settle(page)

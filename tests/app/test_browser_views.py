@@ -116,7 +116,7 @@ def test_a_drag_asks_a_region_and_a_crop_may_have_cut_it_off(visit, maps):
     page.get_by_label("Crop").click()
     page.get_by_role("option", name="Centre 224").click()
     page.wait_for_function("(before) => document.querySelector('.vtx').dataset.ready !== before", arg=ready)
-    assert "cut off by the crop" in page.inner_text(".vtx-sheet:visible")
+    assert "(from the top left). The crop cut it off: " in page.inner_text(".vtx-sheet:visible")
     assert page.locator(".vtx-chart:visible").count() == 0
 
 
