@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import tempfile
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from html import escape
 from pathlib import Path
@@ -61,6 +61,8 @@ class Opened:
     model: str
     copy: str | None
     """The data set below the data root that holds the photos; None where there is none."""
+    id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    """By which the browser knows of which atlas a token's photos are."""
 
 
 class AtlasTab:
@@ -119,7 +121,7 @@ class AtlasTab:
         atlas = opened.atlas
         note = "" if opened.copy else (NO_COPY if self.data else NO_ROOT).format(name=atlas.data.name)
         return {
-            "id": uuid.uuid4().hex,
+            "id": opened.id,
             "model": opened.model,
             "data": {"name": atlas.data.name, "split": atlas.data.split, "n": atlas.data.n},
             "masks": atlas.masks and {"name": atlas.masks.name, "n": atlas.masks.n, "split": atlas.masks.split},
@@ -173,7 +175,14 @@ class AtlasTab:
             path = self.data.file(opened.copy, peak.file) if self.data and opened.copy else None
             drawn = path and self._draw(opened, path, index, place, limits)
             photos.append({"file": peak.file, "peak": peak.peak, "photo": drawn or None})
-        return {"layer": index, "token": place, "limits": limits, "photos": photos}
+        return {
+            "id": uuid.uuid4().hex,  # Gradio tells the browser of no answer that equals the last one
+            "atlas": opened.id,
+            "layer": index,
+            "token": place,
+            "limits": limits,
+            "photos": photos,
+        }
 
     def _draw(self, opened: Opened, path: Path, layer: int, token: int, limits: tuple[float, float]) -> str | None:
         try:
@@ -292,7 +301,8 @@ class AtlasTab:
         first.then(self.first, [model, state], [view, state, note], **busy)
         model.change(self.open, [model], [view, state, note], **busy)
         shared = {"concurrency_id": MODEL_CALLS, "concurrency_limit": 1}
-        view.pick(self.open_token, [state], [view, note], **quiet, **shared)
+        # "multiple": by default Gradio drops a click that comes before the last one's answer
+        view.pick(self.open_token, [state], [view, note], trigger_mode="multiple", **quiet, **shared)
         if controls:
             *form, go, cancel, self.file, bar = controls
             go.click(self.stops.expect, None, None, queue=False, **quiet)

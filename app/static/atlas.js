@@ -112,7 +112,7 @@
     }
 
     show(detail) {
-      if (!detail || detail.layer !== this.layer || detail.token !== this.open) return;
+      if (!detail || detail.atlas !== this.atlas?.id || detail.layer !== this.layer || detail.token !== this.open) return;
       this.detail = detail;
       this.drawDetail();
     }

@@ -2,15 +2,19 @@
 
 import json
 import re
+import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from app.atlas import MOST_PHOTOS, NO_MASKS, OPENED_SIDE, AtlasTab, encode_jpeg, encode_thumbnail
+from app.canvas import SCRIPTS
 from app.datasets import DataRoot, has_masks, has_photos
 from app.page import build_page
 from app.shelf import Shelf
@@ -257,6 +261,79 @@ def test_a_dissection_stops_at_the_next_photo(shelf, data):
 
 
 # --- in a browser
+
+
+@pytest.fixture
+def shown(browser, serving, shelf, atlas, data) -> Iterator[tuple[Any, AtlasTab]]:
+    """The tab in a browser, with the atlas of "own" open, and its handlers."""
+    made = build_page(shelf, data=DataRoot(data))
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    page.set_default_timeout(20_000)
+    page.goto(serving(made))
+    page.get_by_role("tab", name="Atlas").click()
+    page.locator(".vtx-card").first.wait_for()
+    yield page, next(fn.fn.__self__ for fn in made.fns.values() if fn.api_name == "atlas")
+    page.close()
+
+
+@pytest.mark.browser
+def test_a_token_s_photos_come_however_it_is_clicked(shown, monkeypatch):
+    page, tab = shown
+    head = page.locator(".vtx-card-head")
+    for _ in range(2):  # the second answer says what the first did
+        head.nth(2).click()
+        page.locator(".vtx-opened img").first.wait_for()
+        head.nth(2).click()
+    describe_token = tab.describe_token
+
+    def slowly(*arguments: object) -> dict[str, Any]:
+        time.sleep(0.5)
+        return describe_token(*arguments)
+
+    monkeypatch.setattr(tab, "describe_token", slowly)
+    head.nth(2).click()
+    page.wait_for_timeout(150)
+    head.nth(5).click()  # before the answer to the last click
+    page.locator(".vtx-opened img").first.wait_for()
+    assert page.locator(".vtx-opened h4").inner_text().startswith("The photos that token 5 peaks on most")
+
+
+MOUNT = """
+    const root = vtviz.make("div", { class: "vtx-atlas" }), props = {}, changed = {};
+    document.body.replaceChildren(vtviz.make("div", {}, root));
+    vtviz.atlas(root.parentElement, props, () => {}, (name, call) => (changed[name] = call));
+    const set = (name, value) => { props[name] = value; changed[name](); };
+"""
+
+
+@pytest.fixture
+def bare(browser) -> Iterator[Any]:
+    """A page with the scripts alone."""
+    page = browser.new_page()
+    for script in SCRIPTS:
+        page.add_script_tag(content=script.read_text())
+    yield page
+    page.close()
+
+
+@pytest.mark.browser
+def test_a_late_answer_of_another_atlas_is_not_shown(bare, shelf, atlas, data):
+    tab = AtlasTab(shelf, DataRoot(data))
+    opened = [tab.find("own") for _ in range(2)]
+    values, details = [tab.describe(each) for each in opened], [tab.describe_token(each, 0, 2) for each in opened]
+    counts = bare.evaluate(
+        f"""([values, details]) => {{
+            {MOUNT}
+            const count = () => root.querySelectorAll(".vtx-opened img").length;
+            for (const value of values) {{
+                set("value", value);
+                root.querySelectorAll(".vtx-card-head")[2].click();
+            }}
+            return details.map((detail) => {{ set("token", detail); return count(); }});
+        }}""",
+        [values, details],
+    )
+    assert counts == [0, len(details[1]["photos"])]
 
 
 @pytest.mark.browser
