@@ -45,37 +45,46 @@
       if (!atlas) return this.root.replaceChildren();
       const masked = Boolean(atlas.masks);
       if (!masked && this.order === "best") this.order = "number";
-      const tabs = atlas.layers.map((layer, i) =>
-        make("button", { type: "button", class: "vtx-button", "aria-pressed": String(i === this.layer),
-          onclick: () => this.turn(i) }, `Layer ${i}: ${layer.name}`));
+      this.tabs = atlas.layers.map((layer, i) =>
+        make("button", { type: "button", class: "vtx-button", onclick: () => this.turn(i) }, `Layer ${i}: ${layer.name}`));
       const orders = ORDERS.filter(([key]) => masked || key !== "best");
-      const order = select(orders, this.order, (value) => { this.order = value; this.draw(); });
-      const { redundancy, untrained, shuffled, tokens } = atlas.layers[this.layer];
-      const dead = tokens.filter((each) => each.dead).length;
+      const order = select(orders, this.order, (value) => this.sort(value));
       const legend = Object.entries(MEASURES).filter(([key]) => masked || key !== "best").map(([, [caption, text]]) =>
         make("span", {}, caption, help(caption.toLowerCase(), text.replace("{threshold}", atlas.threshold))));
-      this.cards = tokens.map((token, i) => this.card(token, i));
-      this.grid = make("div", { class: "vtx-atlas-grid" }, ...this.sorted());
+      this.line = make("p", { class: "vtx-line" });
+      this.grid = make("div", { class: "vtx-atlas-grid" });
       this.root.replaceChildren(
         make("p", { class: "vtx-lead" }, describe(atlas)),
         atlas.note ? make("p", { class: "vtx-message", role: "note" }, atlas.note) : "",
         make("div", { class: "vtx-atlas-bar" },
-          make("div", { class: "vtx-atlas-layers", role: "group", "aria-label": "Layer" }, ...tabs),
+          make("div", { class: "vtx-atlas-layers", role: "group", "aria-label": "Layer" }, ...this.tabs),
           make("div", { class: "vtx-atlas-legend" }, ...legend), labelled("Sort by", order)),
-        make("p", { class: "vtx-line" },
-          `Two tokens share ${share(redundancy)} of their weight (untrained ${share(untrained)}; those of two different ` +
-          `photos ${share(shuffled)}) · `, dead ? make("b", {}, `${dead} dead`) : "none dead",
-          " · Click a token for all of its photos."),
+        this.line,
         this.grid,
       );
-      this.drawDetail();
+      this.turn(this.layer);
       this.root.dataset.ready = atlas.id;
     }
 
+    /** Show a layer. What stands above its tokens stays, and with it the focus. */
     turn(layer) {
       this.layer = layer;
       this.open = this.detail = null;
-      this.draw();
+      this.tabs.forEach((tab, i) => tab.setAttribute("aria-pressed", String(i === layer)));
+      const { redundancy, untrained, shuffled, tokens } = this.atlas.layers[layer];
+      const dead = tokens.filter((each) => each.dead).length;
+      this.line.replaceChildren(
+        `Two tokens share ${share(redundancy)} of their weight (untrained ${share(untrained)}; those of two different ` +
+        `photos ${share(shuffled)}) · `, dead ? make("b", {}, `${dead} dead`) : "none dead",
+        " · Click a token for all of its photos.");
+      this.cards = tokens.map((token, i) => this.card(token, i));
+      this.grid.replaceChildren(...this.sorted());
+    }
+
+    sort(order) {
+      this.order = order;
+      this.grid.replaceChildren(...this.sorted());
+      this.drawDetail();
     }
 
     sorted() {

@@ -337,6 +337,28 @@ def test_a_late_answer_of_another_atlas_is_not_shown(bare, shelf, atlas, data):
 
 
 @pytest.mark.browser
+def test_the_keyboard_stays_where_it_is(bare, shelf, atlas):
+    told = AtlasTab(shelf).describe(AtlasTab(shelf).find("own"))
+    bare.evaluate(f"(value) => {{ {MOUNT} set('value', value); }}", told)
+    cards = bare.locator(".vtx-card")
+    cards.nth(5).get_by_role("button").click()
+    bare.get_by_label("Sort by").focus()
+    for order in ("peak", "entropy"):
+        bare.keyboard.press("ArrowDown")
+        assert bare.evaluate("document.activeElement.value") == order
+    spread = [token["entropy"][0] for token in told["layers"][0]["tokens"]]
+    order = [int(card.get_attribute("data-token")) for card in cards.all()]
+    assert order == list(np.argsort(spread, kind="stable"))
+    assert bare.locator(".vtx-opened h4").inner_text().startswith("The photos that token 5 peaks on")  # stays open
+    layer = bare.get_by_role("button", name="Layer 1: block1")
+    layer.press("Enter")
+    assert cards.count() == 8
+    assert layer.get_attribute("aria-pressed") == "true"
+    assert bare.evaluate("document.activeElement.textContent") == "Layer 1: block1"
+    assert f"share {100 * told['layers'][1]['redundancy']:.0f} %" in bare.locator(".vtx-line").inner_text()
+
+
+@pytest.mark.browser
 def test_an_atlas_is_opened_sorted_looked_into_and_made_anew(browser, serving, shelf, atlas, data):
     url = serving(build_page(shelf, data=DataRoot(data)))
     page = browser.new_page(viewport={"width": 1280, "height": 900})
