@@ -223,13 +223,14 @@ class AtlasTab:
         request: gr.Request,
         progress: gr.Progress = gr.Progress(),  # noqa: B008 - how Gradio hands one over
     ) -> tuple[Any, ...]:
-        """The button Dissect: view, state, message, file."""
+        """The button Dissect: the model, for another may have been chosen meanwhile; view, state, message, file."""
         try:
             opened = self.examine(model, data, masks, n, request, progress)
             file = self._save(opened.atlas, model)
         except VtvizError as error:
-            return gr.skip(), gr.skip(), message(self.plain(error)), gr.skip()
-        return gr.HTML(self.describe(opened), token=None), opened, "", gr.DownloadButton(value=file, visible=True)
+            return *[gr.skip()] * 3, message(self.plain(error)), gr.skip()
+        view = gr.HTML(self.describe(opened), token=None)
+        return model, view, opened, "", gr.DownloadButton(value=file, visible=True)
 
     def atlas(self, model: str) -> dict[str, Any]:
         """Read the atlas of a model: what each of its tokens stood for over a data set.
@@ -298,8 +299,8 @@ class AtlasTab:
         busy = quiet | {"show_progress": "minimal", "show_progress_on": view}
         tab.select(lambda: gr.Dropdown(choices=self.shelf.with_tokens), None, [model], queue=False, **quiet)
         first = tab.select(lambda seen: None if seen else gr.skip(), [state], [note], **quiet)
-        first.then(self.first, [model, state], [view, state, note], **busy)
-        model.change(self.open, [model], [view, state, note], **busy)
+        first.then(self.follow, [model, state], [view, state, note], **busy)
+        model.change(self.follow, [model, state], [view, state, note], **busy)
         shared = {"concurrency_id": MODEL_CALLS, "concurrency_limit": 1}
         # "multiple": by default Gradio drops a click that comes before the last one's answer
         view.pick(self.open_token, [state], [view, note], trigger_mode="multiple", **quiet, **shared)
@@ -309,7 +310,7 @@ class AtlasTab:
             go.click(
                 self.run,
                 [model, *form],
-                [view, state, note, self.file],
+                [model, view, state, note, self.file],
                 concurrency_id=DISSECTIONS,
                 concurrency_limit=1,
                 **quiet | {"show_progress": "full", "show_progress_on": bar},
@@ -329,9 +330,9 @@ class AtlasTab:
             self.atlas, [model], gr.JSON(visible=False, label="The atlas"), api_name="atlas", preprocess=False
         )
 
-    def first(self, model: Any, opened: Opened | None) -> tuple[Any, ...]:
-        """Open the model's atlas where nothing is open yet."""
-        return (gr.skip(),) * 3 if opened else self.open(model)
+    def follow(self, model: Any, opened: Opened | None) -> tuple[Any, ...]:
+        """Open the atlas of the model that is chosen, unless one of it is open, as after a dissection."""
+        return (gr.skip(),) * 3 if opened and opened.model == model else self.open(model)
 
     def choices(self) -> tuple[Any, Any]:
         """Data sets and masks as they now are, for the form's two lists."""

@@ -2,6 +2,7 @@
 
 import json
 import re
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -19,6 +20,7 @@ from app.datasets import DataRoot, has_masks, has_photos
 from app.page import build_page
 from app.shelf import Shelf
 from vtviz.errors import ConfigError, VtvizError
+from vtviz.explain.atlas import Atlas
 from vtviz.explain.atlas_file import read_atlas, save_atlas
 from vtviz.explain.dissection import dissect
 from vtviz.render import overlay
@@ -209,8 +211,8 @@ def test_a_dissection_of_ones_own_photos_can_be_kept(shelf, data):
     page = build_page(shelf, data=DataRoot(data))
     tab = next(fn.fn.__self__ for fn in page.fns.values() if fn.api_name == "atlas")
     steps = []
-    view, opened, problem, file = tab.run("own", "pets", "scenes", 4, NOBODY, lambda at, **_: steps.append(at))
-    assert problem == ""
+    model, view, opened, problem, file = tab.run("own", "pets", "scenes", 4, NOBODY, lambda at, **_: steps.append(at))
+    assert (model, problem) == ("own", "")
     assert view.value["data"]["n"] == 4
     assert opened.copy == "pets"
     assert [done for done, _ in steps] == sorted(done for done, _ in steps)
@@ -296,6 +298,32 @@ def test_a_token_s_photos_come_however_it_is_clicked(shown, monkeypatch):
     head.nth(5).click()  # before the answer to the last click
     page.locator(".vtx-opened img").first.wait_for()
     assert page.locator(".vtx-opened h4").inner_text().startswith("The photos that token 5 peaks on most")
+
+
+@pytest.mark.browser
+def test_the_control_names_the_model_that_was_dissected(shown, monkeypatch):
+    page, _ = shown
+    gate = threading.Event()
+
+    def wait(*arguments: object, **options: object) -> Atlas:
+        assert gate.wait(60)
+        return dissect(*arguments, **options)
+
+    monkeypatch.setattr("app.atlas.dissect", wait)
+    page.get_by_role("button", name="Dissect photos of your own").click()
+    page.get_by_label("Photos", exact=True).click()
+    page.get_by_role("option", name="pets").click()
+    page.get_by_label("How many").fill("2")
+    page.get_by_role("button", name="Dissect", exact=True).click()
+    page.locator("#atlas-model input").click()
+    page.get_by_role("option", name="blank").click()
+    page.get_by_text("No atlas of blank yet").wait_for()
+    gate.set()
+    page.get_by_text("stood for over 2 photos of pets").wait_for()
+    page.wait_for_timeout(1000)  # the control that was set would open the model's own atlas, of 6 photos
+    assert page.locator("#atlas-model input").input_value() == "own"
+    assert "over 2 photos" in page.locator(".vtx-atlas .vtx-lead").inner_text()
+    assert page.locator("#atlas-message").inner_text() == ""
 
 
 MOUNT = """
