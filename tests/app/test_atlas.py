@@ -305,7 +305,8 @@ def test_the_control_names_the_model_that_was_dissected(shown, monkeypatch):
     page, _ = shown
     gate = threading.Event()
 
-    def wait(*arguments: object, **options: object) -> Atlas:
+    def wait(*arguments: object, **options: Any) -> Atlas:
+        options["progress"](1, 2)
         assert gate.wait(60)
         return dissect(*arguments, **options)
 
@@ -318,6 +319,8 @@ def test_the_control_names_the_model_that_was_dissected(shown, monkeypatch):
     page.locator("#atlas-model input").click()
     page.get_by_role("option", name="blank").click()
     page.get_by_text("No atlas of blank yet").wait_for()
+    assert page.locator("#atlas-progress .progress-level-inner").inner_text() == "Photos looked at - 50.0%"
+    assert page.locator("#atlas-progress .progress-text").is_hidden()  # would lie across the bar's edge
     gate.set()
     page.get_by_text("stood for over 2 photos of pets").wait_for()
     page.wait_for_timeout(1000)  # the control that was set would open the model's own atlas, of 6 photos

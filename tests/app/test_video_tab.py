@@ -272,6 +272,7 @@ def test_a_film_that_waits_for_another_can_be_cancelled(browser, served, clip, m
 
     def write(*arguments, progress, **options):
         begun.append(True)
+        progress(1, 18)
         assert gate.wait(60)
         return write_film(*arguments, progress=progress, **options)
 
@@ -287,6 +288,9 @@ def test_a_film_that_waits_for_another_can_be_cancelled(browser, served, clip, m
         page.get_by_text("9 are looked at, for a film of 1.0 s").wait_for()
         page.get_by_role("button", name="Make the film").click()
         page.locator("#video .progress-text, #video .meta-text, #video .eta-bar").first.wait_for(state="attached")
+    first.locator("#video .progress-level").wait_for()
+    assert first.locator("#video .progress-text").is_hidden()  # would lie across the bar's edge
+    second.locator("#video .progress-text", has_text="queue").wait_for()
     second.wait_for_timeout(500)
     second.locator("#video-cancel").click()
     second.wait_for_timeout(500)
