@@ -26,6 +26,8 @@ MOST_FRAMES = 300
 """Frames of one film at most."""
 COLUMNS = 4
 """Maps side by side: what the page has room for."""
+EVERY, FRAMES = "One frame of", "Frames at most"
+"""The two number fields."""
 FILMS = "film"
 """Films wait for one another, and for nothing else."""
 NAMED = {"webm": "WebM video", "webp": "Animated WebP picture"}
@@ -53,7 +55,7 @@ class VideoTab:
             return f'<p class="vtx-cost">{LIMITS_TEXT}</p>'
         try:
             with tempfile.TemporaryDirectory() as folder, hidden(source := gather(files, Path(folder))):
-                text = describe_footage(open_footage(source), whole(every), whole(frames))
+                text = describe_footage(open_footage(source), whole(every, EVERY), whole(frames, FRAMES))
         except VtvizError as error:
             return message(str(error))
         return f'<p class="vtx-cost">{text}</p>'
@@ -78,7 +80,7 @@ class VideoTab:
         predictor = self.shelf.get(str(model))
         if layer not in predictor.layer_names:
             raise ConfigError(f"{model} has no layer {str(layer)[:40]!r}; it has {', '.join(predictor.layer_names)}")
-        most = whole(frames)
+        most = whole(frames, FRAMES)
         if most > MOST_FRAMES:
             raise ConfigError(f"at most {MOST_FRAMES} frames are looked at, got {most}")
         with tempfile.TemporaryDirectory() as folder:
@@ -92,7 +94,7 @@ class VideoTab:
                     name,
                     layer=predictor.layer_names.index(layer),
                     tokens=parse_tokens(tokens),
-                    every=whole(every),
+                    every=whole(every, EVERY),
                     most=most,
                     kind=str(kind),
                     columns=COLUMNS,
@@ -173,8 +175,8 @@ class VideoTab:
                     layer = gr.Dropdown([], label="Layer", filterable=False, min_width=90, elem_id="video-layer")
                 tokens = gr.Textbox(label="Tokens", placeholder="all; or 0,3,5", max_lines=1, max_length=200)
                 with gr.Row(elem_classes="vtx-pair"):
-                    every = gr.Number(1, label="One frame of", precision=0, minimum=1, min_width=80)
-                    frames = gr.Number(100, label="Frames at most", precision=0, minimum=1, min_width=80)
+                    every = gr.Number(1, label=EVERY, precision=0, minimum=1, min_width=80)
+                    frames = gr.Number(100, label=FRAMES, precision=0, minimum=1, min_width=80)
                 kind = gr.Radio([(NAMED[name], name) for name in KINDS], value=KINDS[0], label="Film")
                 with gr.Row(elem_classes="vtx-pair"):
                     go = gr.Button("Make the film", variant="primary", elem_id="video-go", min_width=120)
@@ -246,8 +248,6 @@ def gather(files: Any, folder: Path) -> Path:
 
 def describe_footage(footage: Footage, every: int, frames: int) -> str:
     """How many frames there are, and how many of them a film would have."""
-    if every < 1 or frames < 1:
-        raise ConfigError(f"one frame of how many, and frames at most, are whole numbers from 1, got {every}, {frames}")
     most = min(frames, MOST_FRAMES)
     if footage.files is not None:
         there, rate = f"{len(footage.files)} photos", FOLDER_FPS
@@ -289,8 +289,9 @@ def parse_tokens(text: Any) -> list[int] | None:
         raise ConfigError(f"tokens must be whole numbers such as 0,3,5, got {cleaned[:40]!r}") from None
 
 
-def whole(value: Any) -> int:
-    """A whole number from a number field. Raises ConfigError."""
-    if not isinstance(value, int | float) or isinstance(value, bool) or value % 1 != 0:
-        raise ConfigError(f"one frame of how many, and frames at most, must be whole numbers, got {str(value)[:40]!r}")
+def whole(value: Any, field: str) -> int:
+    """A whole number from 1, of a number field; an empty one has None. Raises ConfigError."""
+    if not isinstance(value, int | float) or isinstance(value, bool) or value % 1 != 0 or value < 1:
+        got = "nothing" if value is None else repr(str(value)[:40])
+        raise ConfigError(f"{field}: must be a whole number from 1, got {got}")
     return int(value)

@@ -129,10 +129,13 @@ def test_progress_is_told_and_a_film_can_be_cancelled(tab, clip):
         ({"tokens": SCRIPT}, "tokens must be whole numbers such as 0,3,5, got &#x27;&lt;script"),
         ({"tokens": "0,0"}, "tokens must be one or more different ones"),
         ({"tokens": "99"}, "there is no token 99"),
-        ({"every": 0}, "must be at least 1"),
-        ({"every": 1.5}, "must be whole numbers"),
-        ({"every": None}, "must be whole numbers"),
-        ({"frames": float("inf")}, "must be whole numbers"),
+        ({"every": 0}, "One frame of: must be a whole number from 1, got &#x27;0&#x27;"),
+        ({"every": 1.5}, "One frame of: must be a whole number from 1, got &#x27;1.5&#x27;"),
+        ({"every": None}, "One frame of: must be a whole number from 1, got nothing"),
+        ({"frames": None}, "Frames at most: must be a whole number from 1, got nothing"),
+        ({"frames": 0}, "Frames at most: must be a whole number from 1, got &#x27;0&#x27;"),
+        ({"frames": float("inf")}, "Frames at most: must be a whole number from 1, got &#x27;inf"),
+        ({"frames": float("nan")}, "Frames at most: must be a whole number from 1, got &#x27;nan"),
         ({"frames": MOST_FRAMES + 1}, "at most 300 frames"),
         ({"kind": "mp4"}, "unknown kind of film"),
     ],
@@ -141,6 +144,8 @@ def test_a_wrong_field_is_one_escaped_line(tab, clip, changes, line):
     problem = tab.run(*form(upload(clip), **changes), NOBODY, silent)[1]
     assert line in problem
     assert "<script>" not in problem
+    if "whole number from" in line:  # and as soon as it is entered
+        assert tab.measure(upload(clip), *({"every": 2, "frames": 100} | changes).values()) == problem
 
 
 def test_wrong_files_are_told_by_name_alone(tab, clip, photos, tmp_path):
