@@ -32,8 +32,9 @@ LABELS = ("Left", "Right")
 
 
 class Looked(NamedTuple):
-    """What one side shows."""
+    """What one side shows, and by whom: a value of :meth:`CompareTab.choices`."""
 
+    who: str
     side: Side
     prediction: list[Prediction]
     trained: bool
@@ -73,14 +74,15 @@ class CompareTab:
         if epoch:
             if epoch not in map(str, self._epochs(name)):
                 raise ConfigError(f"there are no token maps of {str(who)[:80]!r}")
-            return Looked(side_of_epoch(self.shelf.source(name), int(epoch)), [], trained=True)
+            side = side_of_epoch(self.shelf.source(name), int(epoch), f"{name}, epoch {epoch}")
+            return Looked(str(who), side, [], trained=True)
         predictor = self.shelf.get(name)
         if photo is None:
             raise ConfigError("a photo is needed")
         maps = predictor.extract(photo)
         side = side_of_maps(maps, name)
         card = predictor.card
-        return Looked(side, maps.topk(5) if predictor.palette is None else [], card is None or card.trained)
+        return Looked(name, side, maps.topk(5) if predictor.palette is None else [], card is None or card.trained)
 
     def run(self, first: Any, photo: Any, upload: Any, second: Any, other: Any, upload2: Any) -> tuple[Any, str]:
         """Compare what the form says: view, message.
@@ -226,6 +228,10 @@ def describe(sides: Sequence[Looked], comparison: Comparison) -> dict[str, Any]:
     return {
         "id": uuid.uuid4().hex,
         "sides": [_encode(each) for each in sides],
+        "same": {
+            "model": sides[0].who == sides[1].who,
+            "photo": np.array_equal(sides[0].side.image, sides[1].side.image),
+        },
         "match": match,
         "high": value_range(peaks, "shared")[1],
     }

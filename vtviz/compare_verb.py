@@ -102,7 +102,10 @@ def _sides(
             raise ConfigError(
                 "--epochs compares one run on its own photo: give one --model, the run's folder, and no more"
             )
-        return side_of_epoch(models[0], first), side_of_epoch(models[0], second)
+        return (  # both are of one run: its name would tell nothing
+            side_of_epoch(models[0], first, f"epoch {first}"),
+            side_of_epoch(models[0], second, f"epoch {second}"),
+        )
     if (len(images), len(models)) not in {(1, 2), (2, 1), (2, 0)}:
         raise ConfigError(
             "compare takes one image and two --model, two images, or --model RUN and --epochs A,B; "

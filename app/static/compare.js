@@ -85,8 +85,10 @@
 
     /** What one sees here, in a line. */
     tell({ pairs }) {
-      const [a, b] = this.data.match.labels;
-      if (a !== b) return `Beside each token of ${a} stands the one of ${b} that looks at the most similar places.`;
+      const { same, match } = this.data;
+      const [a, b] = match.labels;
+      if (!same.model) return `Beside each token of ${a} stands the one of ${b} that looks at the most similar places.`;
+      if (same.photo) return "One model, one photo: both sides show the same. Choose another model or photo for one of them.";
       const own = pairs.filter((pair) => pair.first === pair.second).length;
       return `One model, two photos: beside each token stands the one that looks at the most similar places. ${own} of ${pairs.length} `
         + "find the token of their own number, so that they keep their part from photo to photo (by chance 1 would).";

@@ -3,19 +3,23 @@
 import json
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from app.canvas import SCRIPTS
 from app.compare import SAME, UPLOAD, CompareTab, describe, offer_upload
 from app.examples import load_examples
 from app.page import build_page
-from app.payload import decode_layer
+from app.payload import decode_layer, encode_array
 from app.shelf import Shelf
 from vtviz.errors import VtvizError
 from vtviz.explain.compare import compare, side_of_maps
+from vtviz.render import COLORMAPS
 
 SCRIPT = "<script>alert(1)</script>"
 CAT = load_examples()["cat"].image
@@ -23,18 +27,19 @@ CAT = load_examples()["cat"].image
 
 @pytest.fixture(scope="module")
 def shelf(models, tmp_path_factory, chelsea) -> Shelf:
-    """The models of the page, and one run, ``runs/mine``, with the maps of two epochs on its own photo."""
+    """The models of the page, and a run and its copy, with the maps of two epochs on their photo."""
     run = tmp_path_factory.mktemp("runs") / "mine"
     (run / "probe").mkdir(parents=True)
     for suffix in (".safetensors", ".json"):
         shutil.copy(models / f"own{suffix}", run / f"best{suffix}")
     shelf = Shelf(str(models / "own.safetensors"), device="cpu")
-    shelf.offer_runs({"runs/mine": run})
     Image.fromarray(chelsea[:224, :224]).save(run / "probe" / "image.png")
     random = np.random.default_rng(0)
     for epoch in (1, 12):
         maps = {f"block{i}": random.uniform(0, 3, (n, 14, 14)).astype(np.float16) for i, n in enumerate((16, 8))}
         np.savez(run / "probe" / f"epoch{epoch:04d}.npz", **maps)
+    shutil.copytree(run, run.parent / "twin")
+    shelf.offer_runs({f"runs/{name}": run.parent / name for name in ("mine", "twin")})
     return shelf
 
 
@@ -48,7 +53,10 @@ def test_models_with_tokens_and_epochs_can_be_chosen(tab):
     assert values[0] == "own"
     assert "blank" in values
     assert "plain" not in values  # has no tokens
-    assert values[-3:] == ["runs/mine", "runs/mine@epoch1", "runs/mine@epoch12"]
+    assert values[-5:] == [
+        "runs/twin",
+        *(f"runs/{name}@epoch{epoch}" for name in ("mine", "twin") for epoch in (1, 12)),
+    ]
 
 
 def test_two_models_are_sent_with_the_maps_and_the_matching_of_the_api(tab, shelf):
@@ -75,7 +83,8 @@ def test_two_models_are_sent_with_the_maps_and_the_matching_of_the_api(tab, shel
 def test_two_epochs_are_those_of_the_run_on_its_photo(tab, shelf):
     view, problem = tab.run("runs/mine@epoch1", "cat", None, "runs/mine@epoch12", SAME, None)
     assert problem == ""
-    assert view["match"]["labels"] == ["epoch 1", "epoch 12"]
+    assert view["match"]["labels"] == ["runs/mine, epoch 1", "runs/mine, epoch 12"]
+    assert view["same"] == {"model": False, "photo": True}
     with np.load(Path(shelf.source("runs/mine")) / "probe" / "epoch0012.npz") as stored:
         np.testing.assert_allclose(
             decode_layer(view["sides"][1]["layers"][1])[0] * 196, stored["block1"].astype(np.float32), rtol=1e-6
@@ -127,6 +136,54 @@ def test_what_is_sent_is_small(tab, shelf):
 
 
 # --- in a browser
+
+
+@pytest.fixture
+def bare(browser) -> Iterator[Any]:
+    """A page with the scripts alone, and ``load``, which shows a comparison in it."""
+    page = browser.new_page()
+    for script in SCRIPTS:
+        page.add_script_tag(content=script.read_text())
+    page.evaluate(
+        """(colormaps) => {
+            const root = vtviz.make("div", { class: "vtx-compare" }), props = { colormaps };
+            document.body.append(vtviz.make("div", {}, root));
+            let changed;
+            vtviz.compare(root.parentElement, props, (name, call) => (changed = call));
+            window.load = async (value) => {
+                props.value = value;
+                changed();
+                const drawn = () => document.querySelector(".vtx-compare-top").dataset.ready === value.id;
+                while (!drawn()) await new Promise(requestAnimationFrame);
+            };
+        }""",
+        {name: encode_array(table) for name, table in COLORMAPS.items()},
+    )
+    yield page
+    page.close()
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize(
+    ("form", "same", "line"),
+    [
+        (("own", "cat", None, "blank", SAME, None), (False, True), "Beside each token of own stands the one of blank"),
+        (("own", "cat", None, "own", "coffee", None), (True, False), "One model, two photos: .* from photo to photo"),
+        (("own", "cat", None, "own", SAME, None), (True, True), "One model, one photo: both sides show the same"),
+        (("own", "cat", None, "own", "cat", None), (True, True), "One model, one photo: both sides show the same"),
+        (
+            ("runs/mine@epoch1", "cat", None, "runs/twin@epoch1", SAME, None),
+            (False, True),
+            "Beside each token of runs/mine, epoch 1 stands the one of runs/twin, epoch 1 that",
+        ),
+    ],
+)
+def test_the_line_says_what_is_compared(bare, tab, form, same, line):
+    view, _ = tab.run(*form)
+    assert tuple(view["same"].values()) == same
+    bare.evaluate("(view) => load(view)", view)
+    assert re.match(line, bare.locator(".vtx-pairs .vtx-lead").inner_text())
+    assert bare.locator(".vtx-sides > section > h3").all_inner_texts() == view["match"]["labels"]
 
 
 @pytest.mark.browser
@@ -218,8 +275,8 @@ def test_the_two_sides_are_linked(browser, serving, shelf, photo):
     assert page.input_value("#compare-photo-1 input") == "my coffee.jpg"
     for side, epoch in ((0, 1), (1, 12)):
         choose(side, f"runs/mine, epoch {epoch} (on its own photo)")
-    sides.nth(1).get_by_role("heading", name="epoch 12", exact=True).wait_for()
-    assert page.locator(".vtx-sides > section > h3").all_inner_texts() == ["epoch 1", "epoch 12"]
+    sides.nth(1).get_by_role("heading", name="runs/mine, epoch 12", exact=True).wait_for()
+    assert page.locator(".vtx-sides > section > h3").all_inner_texts() == ["runs/mine, epoch 1", "runs/mine, epoch 12"]
     assert [fault for fault in faults if not fault.startswith("AbortError")] == []
     assert hosts <= {"http://127.0.0.1", "data:", "blob:"}
     page.close()

@@ -142,7 +142,8 @@ def run(tmp_path, tiny_model, tiny_card, chelsea):
 def test_epochs_of_a_run_are_compared_on_its_photo(run, tiny_model, tiny_card, chelsea):
     assert list_epochs(run) == [1, 12]
     first, last = side_of_epoch(run, 1), side_of_epoch(run, 12)
-    assert (first.label, last.label) == ("epoch 1", "epoch 12")
+    assert (first.label, last.label) == ("run, epoch 1", "run, epoch 12")
+    assert side_of_epoch(run, 1, "before").label == "before"
     maps = Predictor(tiny_model(), tiny_card(tiny_model())).extract(np.ascontiguousarray(chelsea[:200, :300]))
     direct = side_of_maps(maps)
     assert first.geometry == direct.geometry
@@ -153,6 +154,11 @@ def test_epochs_of_a_run_are_compared_on_its_photo(run, tiny_model, tiny_card, c
     for match in compare(first, last).layers:
         assert sum(p.first == p.second for p in match.pairs) > 0.7 * len(match.pairs)
         assert match.mean > match.chance
+
+
+def test_an_epoch_is_named_by_its_run_wherever_one_stands(run, monkeypatch):
+    monkeypatch.chdir(run)
+    assert side_of_epoch(".", 1).label == "run, epoch 1"
 
 
 def test_epochs_that_are_not_there_or_damaged(run, tmp_path):

@@ -71,12 +71,13 @@ def side_of_maps(maps: TokenMaps, label: str | None = None) -> Side:
     return Side(label or maps.model, maps.image, maps.geometry, layers)
 
 
-def side_of_epoch(run: str | Path, epoch: int) -> Side:
+def side_of_epoch(run: str | Path, epoch: int, label: str | None = None) -> Side:
     """What a run's model saw in the run's probe image after an epoch.
 
     Args:
         run: the run folder; see :mod:`vtviz.train.probe` for what lies in it.
         epoch: from 1.
+        label: the run folder's name and the epoch by default.
 
     Raises:
         CheckpointError: for a ~user that there is not, or a run without weights, whose card says where the cells are.
@@ -103,7 +104,7 @@ def side_of_epoch(run: str | Path, epoch: int) -> Side:
     height, width = (side * strides[name] for side in array.shape[1:])
     geometry = Geometry((image.shape[0], image.shape[1]), (height, width), (0, 0), (height, width))
     layers = tuple(SideLayer(name, strides[name], values) for name, values in arrays.items())
-    return Side(f"epoch {epoch}", image, geometry, layers)
+    return Side(label or f"{folder.parent.resolve().name}, epoch {epoch}", image, geometry, layers)
 
 
 def list_epochs(run: str | Path) -> list[int]:
