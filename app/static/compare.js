@@ -96,15 +96,16 @@
 
     describe() {
       const [left, right] = this.views.map((view) => view.state);
-      const match = this.data.match.layers[left.layer];
       const [a, b] = this.data.match.labels;
-      if (!match) {
-        this.pairs.replaceChildren(make("p", {}, `${b} has no layer ${left.layer}: nothing to match.`));
+      if (left.layer !== right.layer) { // chosen where one side has more layers than the other, which could not follow
+        const [shorter, layer] = left.layer > right.layer ? [b, left.layer] : [a, right.layer];
+        this.pairs.replaceChildren(make("p", {}, `${shorter} has no layer ${layer}: nothing to match.`));
         return;
       }
+      const match = this.data.match.layers[left.layer];
       const chips = match.pairs.map((pair) =>
         make("button", { type: "button", class: "vtx-chip", title: `${a}: token ${pair.first}; ${b}: token ${pair.second}`,
-          "aria-pressed": String(pair.first === left.token && pair.second === right.token && left.layer === right.layer),
+          "aria-pressed": String(pair.first === left.token && pair.second === right.token),
           onclick: () => this.set(0, { layer: left.layer, token: pair.first }) },
         `${pair.first} ↔ ${pair.second} `, make("b", {}, percent(pair.overlap))));
       const alone = match.unmatched.map((tokens, i) => tokens.length &&

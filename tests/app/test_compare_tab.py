@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -184,6 +185,19 @@ def test_the_line_says_what_is_compared(bare, tab, form, same, line):
     bare.evaluate("(view) => load(view)", view)
     assert re.match(line, bare.locator(".vtx-pairs .vtx-lead").inner_text())
     assert bare.locator(".vtx-sides > section > h3").all_inner_texts() == view["match"]["labels"]
+
+
+@pytest.mark.browser
+def test_a_layer_that_one_side_alone_has_is_matched_with_none(bare, shelf):
+    whole = CompareTab(shelf).look("own", CAT)
+    short = whole._replace(who="short", side=replace(whole.side, label="short", layers=whole.side.layers[:1]))
+    for sides in ((short, whole), (whole, short)):
+        bare.evaluate("(view) => load(view)", describe(sides, compare(*(each.side for each in sides))))
+        longer = bare.locator(".vtx-sides > section").nth(sides.index(whole))
+        longer.get_by_role("option", name=re.compile("^Layer 1, token 3,")).click()
+        assert bare.locator(".vtx-pairs").inner_text() == "short has no layer 1: nothing to match."
+        longer.get_by_role("option", name=re.compile("^Layer 0, token 3,")).click()
+        assert bare.locator(".vtx-pairs [aria-pressed=true]").inner_text().split()[:3] == ["3", "↔", "3"]
 
 
 @pytest.mark.browser
