@@ -99,23 +99,33 @@
       const [a, b] = this.data.match.labels;
       if (left.layer !== right.layer) { // chosen where one side has more layers than the other, which could not follow
         const [shorter, layer] = left.layer > right.layer ? [b, left.layer] : [a, right.layer];
+        this.listed = null;
         this.pairs.replaceChildren(make("p", {}, `${shorter} has no layer ${layer}: nothing to match.`));
         return;
       }
       const match = this.data.match.layers[left.layer];
-      const chips = match.pairs.map((pair) =>
+      if (match !== this.listed) this.list(match, left.layer);
+      match.pairs.forEach((pair, k) => {
+        this.chips[k].setAttribute("aria-pressed", String(pair.first === left.token && pair.second === right.token));
+      });
+    }
+
+    /** The pairs of a layer. They stay while one after the other is chosen, and with them the focus. */
+    list(match, layer) {
+      const [a, b] = this.data.match.labels;
+      this.listed = match;
+      this.chips = match.pairs.map((pair) =>
         make("button", { type: "button", class: "vtx-chip", title: `${a}: token ${pair.first}; ${b}: token ${pair.second}`,
-          "aria-pressed": String(pair.first === left.token && pair.second === right.token),
-          onclick: () => this.set(0, { layer: left.layer, token: pair.first }) },
+          onclick: () => this.set(0, { layer, token: pair.first }) },
         `${pair.first} ↔ ${pair.second} `, make("b", {}, percent(pair.overlap))));
       const alone = match.unmatched.map((tokens, i) => tokens.length &&
         `${this.data.match.labels[i]}: ${tokens.join(", ")}`).filter(Boolean);
       this.pairs.replaceChildren(
         make("p", { class: "vtx-lead" }, this.tell(match)),
-        make("p", {}, `Layer ${left.layer} (${[...new Set(match.names)].join(" and ")}): the ${match.pairs.length} pairs share `,
+        make("p", {}, `Layer ${layer} (${[...new Set(match.names)].join(" and ")}): the ${match.pairs.length} pairs share `,
           make("b", {}, percent(match.mean)), ` of their weight on average; by chance ${percent(match.chance)} `,
           help("a pair", HELP), alone.length ? ` · without a partner: ${alone.join("; ")}` : ""),
-        make("div", { class: "vtx-chips", role: "group", "aria-label": "Pairs, left ↔ right, the best first" }, ...chips),
+        make("div", { class: "vtx-chips", role: "group", "aria-label": "Pairs, left ↔ right, the best first" }, ...this.chips),
       );
     }
   }

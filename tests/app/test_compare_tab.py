@@ -201,6 +201,18 @@ def test_a_layer_that_one_side_alone_has_is_matched_with_none(bare, shelf):
 
 
 @pytest.mark.browser
+def test_the_keyboard_stays_at_the_pair_that_it_chose(bare, tab):
+    view, _ = tab.run("own", "cat", None, "blank", SAME, None)
+    bare.evaluate("(view) => load(view)", view)
+    for number in (4, 7):
+        bare.locator(".vtx-pairs .vtx-chip").nth(number).press("Enter")
+        chosen = bare.locator(".vtx-pairs [aria-pressed=true]")
+        assert chosen.evaluate("(chip) => chip === document.activeElement")
+        pair = view["match"]["layers"][0]["pairs"][number]
+        assert chosen.inner_text().startswith(f"{pair['first']} ↔ {pair['second']} ")
+
+
+@pytest.mark.browser
 @pytest.mark.slow
 def test_the_two_sides_are_linked(browser, serving, shelf, photo):
     url = serving(build_page(shelf))
