@@ -108,6 +108,15 @@ def test_process_r_of_n_takes_every_nth_micro_batch(world):
         assert len(part) == 6 // world
 
 
+@pytest.mark.parametrize(("length", "size"), [(9, 8), (3, 3), (17, 8)])
+def test_micro_batches_of_a_step_that_the_set_does_not_fill_have_one_size(length, size):
+    """An image alone in one would weigh as much as eight, and batch norm may have no statistics of it."""
+    drawn = list(BatchPlan(length, 8, SIZES, epochs=1, seed=0, accumulate=4))
+    assert [len(batch) for batch in drawn] == [size] * 4
+    counts = np.bincount([draw.image for batch in drawn for draw in batch], minlength=length)
+    assert counts.max() - counts.min() <= 1  # round and round
+
+
 @pytest.mark.parametrize("length", [3, 5, 16, 23, 24, 30, 33])
 def test_processes_and_accumulated_steps_see_the_same_micro_batches(length):
     """Four of them are a step of the optimiser; whoever takes them, an epoch is as many whole steps."""

@@ -113,11 +113,9 @@ class BatchPlan(Sampler[list[Draw]]):
         choices = range(step.low, step.high + 1, SIZE_STEP)
         sides = rng.choice(np.array(choices), size=len(self) * self.world)
         for number in range(self.rank, len(self) * self.world, self.world):
-            # a set smaller than a step's micro-batches is gone round again
-            start = number * self.batch_size
-            picked = order[start : start + self.batch_size]
-            if len(picked) == 0:
-                picked = order[: self.batch_size]
+            # a set smaller than a step is gone round again: all micro-batches have one size, all images one weight
+            start, size = number * self.batch_size, min(self.batch_size, self.length)
+            picked = order.take(range(start, start + size), mode="wrap")
             yield [Draw(int(i), self.epoch, int(sides[number])) for i in picked]
 
 
