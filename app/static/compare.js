@@ -108,6 +108,8 @@
       match.pairs.forEach((pair, k) => {
         this.chips[k].setAttribute("aria-pressed", String(pair.first === left.token && pair.second === right.token));
       });
+      const chosen = this.chips.find((chip) => chip.getAttribute("aria-pressed") === "true");
+      if (chosen) reveal(chosen);
     }
 
     /** The pairs of a layer. They stay while one after the other is chosen, and with them the focus. */
@@ -128,6 +130,13 @@
         make("div", { class: "vtx-chips", role: "group", "aria-label": "Pairs, left ↔ right, the best first" }, ...this.chips),
       );
     }
+  }
+
+  /** Scroll a row that is wider than the screen to one of its items; the page itself stays. */
+  function reveal(item) {
+    const row = item.parentElement;
+    const [{ left, right }, shown] = [item.getBoundingClientRect(), row.getBoundingClientRect()];
+    if (left < shown.left || right > shown.right) row.scrollLeft += left - shown.left;
   }
 
   /** Called by gr.HTML's js_on_load. */

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from app.canvas import SCRIPTS
+from app.canvas import SCRIPTS, STATIC, STYLES
 from app.compare import SAME, UPLOAD, CompareTab, describe, offer_upload
 from app.examples import load_examples
 from app.page import build_page
@@ -210,6 +210,26 @@ def test_the_keyboard_stays_at_the_pair_that_it_chose(bare, tab):
         assert chosen.evaluate("(chip) => chip === document.activeElement")
         pair = view["match"]["layers"][0]["pairs"][number]
         assert chosen.inner_text().startswith(f"{pair['first']} ↔ {pair['second']} ")
+
+
+@pytest.mark.browser
+def test_on_a_phone_the_chosen_pair_is_in_sight(bare, tab):
+    bare.set_viewport_size({"width": 390, "height": 844})
+    for style in STYLES:
+        bare.add_style_tag(path=STATIC / style)
+    view, _ = tab.run("own", "cat", None, "blank", SAME, None)
+    bare.evaluate("(view) => load(view)", view)
+    for number in (15, 0, 12):
+        first, second = (view["match"]["layers"][0]["pairs"][number][side] for side in ("first", "second"))
+        bare.evaluate("(token) => document.querySelector('.vtx-sides .vtx').view.set({ layer: 0, token })", first)
+        chosen = bare.locator(".vtx-pairs [aria-pressed=true]")
+        bare.wait_for_function(
+            "(text) => document.querySelector('.vtx-pairs [aria-pressed=true]')?.textContent.startsWith(text)",
+            arg=f"{first} ↔ {second} ",
+        )
+        place = chosen.bounding_box()
+        assert place["x"] >= 0
+        assert place["x"] + place["width"] <= 390
 
 
 @pytest.mark.browser
