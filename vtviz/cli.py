@@ -7,8 +7,10 @@ get wrong raises a VtvizError below; :func:`main` prints it as one line. Results
 from __future__ import annotations
 
 import io
+import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -87,9 +89,18 @@ def main(args: Sequence[str] | None = None) -> None:
         sys.exit(FAILED)
     except OSError as error:  # of stdout: what verbs write themselves raises a DataError
         complain(f"{error.filename or 'stdout'}: {error.strerror or error}")
+        _drop_output()
         sys.exit(FAILED)
     except (KeyboardInterrupt, typer.Abort):  # outside of the verb; inside typer exits likewise
         sys.exit(130)
+
+
+def _drop_output() -> None:
+    """What stdout did not take goes nowhere: Python would try once more as it ends, complain and exit with 120."""
+    own = sys.__stdout__
+    if own is not None and sys.stdout is own:  # and not what a caller put in its place
+        with suppress(OSError, ValueError):  # it may be closed
+            os.dup2(os.open(os.devnull, os.O_WRONLY), own.fileno())
 
 
 def _version(wanted: bool) -> None:

@@ -270,7 +270,7 @@ def shown(browser, serving, shelf, atlas, data) -> Iterator[tuple[Any, AtlasTab]
     """The tab in a browser, with the atlas of "own" open, and its handlers."""
     made = build_page(shelf, data=DataRoot(data))
     page = browser.new_page(viewport={"width": 1280, "height": 900})
-    page.set_default_timeout(20_000)
+    page.set_default_timeout(60_000)
     page.goto(serving(made))
     page.get_by_role("tab", name="Atlas").click()
     page.locator(".vtx-card").first.wait_for()
@@ -319,7 +319,7 @@ def test_the_control_names_the_model_that_was_dissected(shown, monkeypatch):
     page.locator("#atlas-model input").click()
     page.get_by_role("option", name="blank").click()
     page.get_by_text("No atlas of blank yet").wait_for()
-    assert page.locator("#atlas-progress .progress-level-inner").inner_text() == "Photos looked at - 50.0%"
+    page.locator("#atlas-progress .progress-level-inner", has_text="Photos looked at - 50.0%").wait_for()
     assert page.locator("#atlas-progress .progress-text").is_hidden()  # would lie across the bar's edge
     gate.set()
     page.get_by_text("stood for over 2 photos of pets").wait_for()

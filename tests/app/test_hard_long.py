@@ -33,6 +33,7 @@ class Held(NamedTuple):
     """What this process holds of the machine."""
 
     megabytes: float
+    """Without the pages of files: libraries that many tests share are read in as they are used."""
     tensors: int
     threads: int
     files: int
@@ -49,7 +50,7 @@ def held() -> Held:
         ctypes.CDLL(None).malloc_trim(0)
     fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     return Held(
-        int(fields["VmRSS"].split()[0]) / 1024,
+        int(fields["RssAnon"].split()[0]) / 1024,
         sum(isinstance(each, torch.Tensor) for each in gc.get_objects()),
         threading.active_count(),
         sum(1 for _ in Path("/proc/self/fd").iterdir()),

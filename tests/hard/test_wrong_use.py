@@ -195,17 +195,22 @@ def program(line: str, **environment) -> tuple[int, str]:
     return done.returncode, done.stderr
 
 
+buffered = pytest.mark.parametrize("environment", [{"PYTHONUNBUFFERED": ""}, {"PYTHONUNBUFFERED": "1"}], ids=str)
+
+
 @pytest.mark.slow
-def test_a_closed_pipe_says_nothing():
-    code, err = program("vtviz models --json | true")
+@buffered
+def test_a_closed_pipe_says_nothing(environment):
+    code, err = program("vtviz models --json | true", **environment)
     assert code in (0, 1)
     assert err == ""
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
-def test_a_full_stdout_is_one_line():
-    code, err = program("vtviz models > /dev/full")
+@buffered
+def test_a_full_stdout_is_one_line(environment):
+    code, err = program("vtviz models > /dev/full", **environment)
     assert (code, err) == (2, "error: stdout: No space left on device\n")
 
 
