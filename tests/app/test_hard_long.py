@@ -111,7 +111,7 @@ def visit(http: httpx.Client, photo: bytes, number: int) -> None:
 @needs_proc
 @pytest.mark.parametrize(
     ("calls", "kept", "most"),  # kept: shorter than the calls take together, longer than one does on a busy machine
-    [(80, 5, 60.0), pytest.param(2000, 20, 30.0, marks=pytest.mark.slow)],
+    [(80, 5, 60.0), pytest.param(2000, 20, 45.0, marks=pytest.mark.slow)],
     ids=["short", "long"],
 )
 def test_two_thousand_calls_leave_nothing_behind(calls, most, url, coffee, tmp_path, tally):
@@ -127,7 +127,8 @@ def test_two_thousand_calls_leave_nothing_behind(calls, most, url, coffee, tmp_p
         while (left := [path for path in uploads.rglob("*") if path.is_file()]) and time.monotonic() < end:
             time.sleep(0.2)
     resident, alive, threads, opened = map(list, zip(*samples, strict=True))
-    # MB, in two thirds of the calls; 15 of the long run are Gradio's last 2,000 sessions, as each call is one
+    # MB, in two thirds of the calls. Of the long run 19 were measured, 15 of them Gradio's last 2,000 sessions, as each
+    # call is one; a process that has run hundreds of other tests adds its own
     assert slope(resident) * len(samples) < most, resident
     assert growth(alive) <= 8, alive
     assert growth(threads) <= 3, threads
