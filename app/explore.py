@@ -256,8 +256,8 @@ class Explore:
         }
         answers = [main, state, note]
         self._link = [*answers, model, view], common
-        # preprocess=False: Gradio checks that the path is its upload, and would then open the image with Pillow
-        # nor does it then refuse a model that is no longer offered, before a line could say so
+        # Gradio checks that the path is its upload; it would then open the image with Pillow, and refuse a model that
+        # is no longer offered before a line could say so
         common["preprocess"] = False
         # "multiple": of two photos in quick succession Gradio would throw the second away
         often: dict[str, Any] = {"trigger_mode": "multiple"}

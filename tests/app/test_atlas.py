@@ -265,6 +265,15 @@ def test_a_dissection_stops_at_the_next_photo(shelf, data):
 # --- in a browser
 
 
+def start_dissection(page: Any, count: int) -> None:
+    """Fill in the form for so many photos of "pets", and press its button."""
+    page.get_by_role("button", name="Dissect photos of your own").click()
+    page.get_by_label("Photos", exact=True).click()
+    page.get_by_role("option", name="pets").click()
+    page.get_by_label("How many").fill(str(count))
+    page.get_by_role("button", name="Dissect", exact=True).click()
+
+
 @pytest.fixture
 def shown(browser, serving, shelf, atlas, data) -> Iterator[tuple[Any, AtlasTab]]:
     """The tab in a browser, with the atlas of "own" open, and its handlers."""
@@ -311,11 +320,7 @@ def test_the_control_names_the_model_that_was_dissected(shown, monkeypatch):
         return dissect(*arguments, **options)
 
     monkeypatch.setattr("app.atlas.dissect", wait)
-    page.get_by_role("button", name="Dissect photos of your own").click()
-    page.get_by_label("Photos", exact=True).click()
-    page.get_by_role("option", name="pets").click()
-    page.get_by_label("How many").fill("2")
-    page.get_by_role("button", name="Dissect", exact=True).click()
+    start_dissection(page, 2)
     page.locator("#atlas-model input").click()
     page.get_by_role("option", name="blank").click()
     page.get_by_text("No atlas of blank yet").wait_for()
@@ -426,11 +431,7 @@ def test_an_atlas_is_opened_sorted_looked_into_and_made_anew(browser, serving, s
     card.click()
     assert page.locator(".vtx-opened").count() == 0
 
-    page.get_by_role("button", name="Dissect photos of your own").click()
-    page.get_by_label("Photos", exact=True).click()
-    page.get_by_role("option", name="pets").click()
-    page.get_by_label("How many").fill("3")
-    page.get_by_role("button", name="Dissect", exact=True).click()
+    start_dissection(page, 3)
     page.get_by_text("3 photos of pets").wait_for()
     with page.expect_download() as download:
         page.get_by_role("button", name="Save atlas").click()
