@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from threading import get_ident
 from typing import BinaryIO
 
+_TEMPORARY = re.compile(r"\..+\.\d+-[0-9a-f]+\.tmp")
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """A file to write into, which takes the place of ``path`` at the end of the block; an error leaves the old one.
 
-    It lies beside ``path`` meanwhile, hidden; only a process that is killed leaves it there.
+    It lies beside ``path`` meanwhile, hidden; only a process that is killed leaves it there, for :func:`sweep`.
 
     Raises:
         OSError: where the disk refuses.
@@ -34,3 +37,15 @@ def write(path: Path, data: bytes | str) -> None:
     """Replace a whole file at once, text as UTF-8. Raises OSError as :func:`replacing` does."""
     with replacing(path) as file:
         file.write(data.encode() if isinstance(data, str) else data)
+
+
+def sweep(folder: Path) -> None:
+    """Delete what killed processes left half written in a folder, if there is one, that nobody else writes into now.
+
+    Raises:
+        OSError: where the disk refuses.
+    """
+    if folder.is_dir():
+        for path in folder.iterdir():
+            if _TEMPORARY.fullmatch(path.name):
+                path.unlink(missing_ok=True)

@@ -87,5 +87,5 @@ def test_a_run_killed_five_times_ends_with_the_same_weights(start, balls, tmp_pa
         ours, theirs = load_file(folder / name), load_file(whole / name)
         assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
     assert learned(folder) == learned(whole)
-    assert not [path for path in folder.iterdir() if path.name.endswith((".tmp", ".part"))]
+    assert not list(folder.rglob("*.tmp"))
     tally("training runs killed and resumed", KILLS)

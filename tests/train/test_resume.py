@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from vtviz.errors import ConfigError, TrainingError
 from vtviz.train.callbacks import AtomicCheckpoints, read_metrics
 from vtviz.train.job import STATE
+from vtviz.train.probe import PROBE
 from vtviz.train.run import train
 
 NOISE = ("--set", "mixup=0.2", "--set", "dropout=0.1", "--set", "drop_path=0.1")
@@ -54,6 +55,14 @@ def test_a_run_killed_in_the_middle_of_an_epoch_ends_with_the_same_weights(balls
     for kind in ("state_dict", "current_model_state"):  # float32: the averages and the weights themselves
         assert all(torch.equal(ours[kind][key], theirs[kind][key]) for key in theirs[kind])
     assert learned(killed) == learned(whole)
+
+
+def test_what_a_killed_run_had_half_written_goes_when_it_goes_on(trained_copy, tiny_job):
+    left = [trained_copy / f".{STATE}.123-7f00.tmp", trained_copy / PROBE / ".epoch0001.npz.123-7f00.tmp"]
+    for path in left:
+        path.write_bytes(b"half")
+    train(tiny_job(trained_copy.name, recipe={"epochs": 3}), resume=True)
+    assert not any(path.exists() for path in left)
 
 
 def test_a_run_killed_before_its_first_epoch_ends_starts_again(tiny_job):

@@ -18,9 +18,11 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from vtviz.data.loading import BatchPlan, can_fork, parse_sizes
 from vtviz.errors import ConfigError, TrainingError, VtvizError
+from vtviz.files import sweep
 from vtviz.train.callbacks import AtomicCheckpoints, Averaging, RunFolder
 from vtviz.train.evaluation import pick_device
 from vtviz.train.job import JOB, STATE, TrainingJob, goes_on, write_job
+from vtviz.train.probe import PROBE
 from vtviz.train.progress import Progress
 from vtviz.train.recipes import SegmentationRecipe
 from vtviz.train.setup_classifier import set_up_classifier
@@ -82,6 +84,8 @@ def train(job: TrainingJob, *, resume: bool = False) -> Path:
         if trainer.is_global_zero:
             if not resume:  # once more: another process may have had the folder until now
                 _refuse_held(state)
+            for folder in (out, out / PROBE):
+                sweep(folder)
             write_job(out, job, task.skipped)
         path = str(state) if resume and state.is_file() else None
         plan.set_epoch(_epochs_done(state) if path else 0)  # Lightning fetches a batch before it says which epoch comes
