@@ -7,7 +7,6 @@ import tempfile
 import uuid
 from dataclasses import dataclass, field
 from functools import lru_cache
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ import numpy as np
 from app.datasets import DataRoot, has_masks, has_photos
 from app.explore import KEEP_SECONDS, MODEL_CALLS, message
 from app.shelf import Shelf
-from app.shown import hidden
+from app.shown import hidden, refusing
 from app.stops import Stops
 from vtviz import images
 from vtviz.errors import ConfigError, ImageError, VtvizError
@@ -239,10 +238,8 @@ class AtlasTab:
         to 1), the overlap with the other tokens, the file names of the photos that it peaks on most and, where there
         were masks, the IoU with each class; each beside the same of the untrained model and of shuffled photos.
         """
-        try:
+        with refusing(self.plain):
             return self.find(model).atlas.to_dict()
-        except VtvizError as error:
-            raise self._refusal(error) from None
 
     def dissect(
         self,
@@ -257,14 +254,9 @@ class AtlasTab:
 
         Returns the atlas as /atlas has it, and the same as a file to keep beside the model's weights.
         """
-        try:
+        with refusing(self.plain):
             atlas = self.examine(model, data, masks, n, request, progress).atlas
             return atlas.to_dict(), self._save(atlas, model)
-        except VtvizError as error:
-            raise self._refusal(error) from None
-
-    def _refusal(self, error: VtvizError) -> gr.Error:
-        return gr.Error(escape(self.plain(error)), print_exception=False)
 
     def _save(self, atlas: Atlas, model: str) -> str:
         """Write an atlas where Gradio serves and later deletes it; the file's path."""

@@ -6,7 +6,6 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
-from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +16,7 @@ from app.examples import load_examples
 from app.explore import MODEL_CALLS, message
 from app.payload import encode_array, encode_photo, encode_statistics
 from app.shelf import Shelf
-from app.shown import open_example, open_upload, path_of
+from app.shown import open_example, open_upload, path_of, refusing
 from vtviz.errors import ConfigError, VtvizError
 from vtviz.explain.compare import Comparison, Side, SideLayer, compare, list_epochs, side_of_epoch, side_of_maps
 from vtviz.render import COLORMAPS, value_range
@@ -113,12 +112,10 @@ class CompareTab:
         common), the tokens left over, the mean overlap and what maps of these shapes share by chance. Without a second
         photo both models look at the first.
         """
-        try:
+        with refusing():
             image = open_upload(path_of(photo))
             other = image if second_photo is None else open_upload(path_of(second_photo))
             return compare(self.look(model, image).side, self.look(second_model, other).side).to_dict()
-        except VtvizError as error:
-            raise gr.Error(escape(str(error)), print_exception=False) from None
 
     def build(self, tab: gr.Tab) -> None:
         """Lay the tab out, in the current Blocks."""

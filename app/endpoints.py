@@ -7,10 +7,8 @@ where arrays belong to it, an .npz file.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +16,10 @@ import gradio as gr
 
 from app.analyses import ANALYSES, Analyses
 from app.explore import MODEL_CALLS
-from app.shown import VIEWS, Shown, crop_of, open_photo, path_of
+from app.shown import VIEWS, Shown, crop_of, open_photo, path_of, refusing
 from app.stops import Stops
 from vtviz.data.classes import find_class
-from vtviz.errors import ConfigError, VtvizError
+from vtviz.errors import ConfigError
 from vtviz.explain.lineage import lineage
 from vtviz.explain.query import query
 from vtviz.tokens import TokenMaps
@@ -190,12 +188,3 @@ def shown(photo: Any, model: str, view: str) -> Shown:
     if photo is None:
         raise ConfigError("a photo is needed")
     return Shown.upload(photo, model, view)
-
-
-@contextmanager
-def refusing() -> Iterator[None]:
-    """Errors from here that a caller can put right reach the caller as their one line."""
-    try:
-        yield
-    except VtvizError as error:
-        raise gr.Error(escape(str(error), quote=False), print_exception=False) from None

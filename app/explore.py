@@ -20,7 +20,7 @@ from app.canvas import canvas
 from app.examples import load_examples
 from app.payload import THUMBNAIL_SIDE, encode, encode_photo, encode_prediction
 from app.shelf import Shelf
-from app.shown import EXPIRED, VIEWS, Shown, crop_of, open_photo, open_truth
+from app.shown import EXPIRED, VIEWS, Shown, crop_of, open_photo, open_truth, refusing
 from app.uploads import told
 from vtviz.errors import VtvizError
 from vtviz.predictor import Predictor
@@ -167,12 +167,10 @@ class Explore:
         if photo is None:
             raise gr.Error("a photo is needed", print_exception=False)
         shown = Shown.upload(photo, model, view)
-        try:
+        with refusing():
             predictor, crop, image = self.shelf.get(shown.model), crop_of(shown), open_photo(shown)
             results = run(predictor, image, crop)
             payload, file = encode(*results, predictor.card), self._save(shown, *results)
-        except VtvizError as error:
-            raise gr.Error(escape(str(error)), print_exception=False) from None
         for layer in payload["layers"]:
             del layer["coefficients"]
         for picture in ("labels", "confidence", "given") if payload["segmentation"] else ():

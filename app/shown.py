@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import Any
 
+import gradio as gr
 import numpy as np
 
 from app.examples import load_examples
@@ -109,3 +111,12 @@ def open_truth(path: Path, shape: tuple[int, ...], num_classes: int) -> np.ndarr
             f"{num_classes} classes (0 to {num_classes - 1}) nor {IGNORE} (left out)"
         )
     return mask
+
+
+@contextmanager
+def refusing(line: Callable[[VtvizError], str] = str) -> Iterator[None]:
+    """Errors from here that a caller can put right reach the caller as one line, which a browser takes for HTML."""
+    try:
+        yield
+    except VtvizError as error:
+        raise gr.Error(escape(line(error), quote=False), print_exception=False) from None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import tempfile
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import gradio as gr
 
 from app.explore import message
 from app.shelf import Shelf
-from app.shown import hidden, path_of
+from app.shown import hidden, path_of, refusing
 from app.stops import Stops
 from vtviz.errors import ConfigError, ImageError, VtvizError
 from vtviz.footage import Footage, open_footage
@@ -135,14 +134,12 @@ class VideoTab:
     ) -> tuple[dict[str, Any], str, str]:
         """Look at a video, or at photos one after the other, and make a film of what a layer's tokens look at.
 
-        `tokens` are numbers such as "0,3,5", or nothing for all. Returns what the film is (frames, scale in x uniform,
-        geometry of each frame), the film, and an .npz file with an array (tokens, h, w) float32 for each frame, every
-        map summing to 1.
+        `layer` is a name such as "block0" or "p2"; `tokens` are numbers such as "0,3,5", or nothing for all. Returns
+        what the film is (frames, scale in x uniform, geometry of each frame), the film, and an .npz file with an array
+        (tokens, h, w) float32 for each frame, every map summing to 1.
         """
-        try:
+        with refusing():
             made, (film, arrays, _) = self.film(files, model, layer, tokens, every, frames, kind, request, progress)
-        except VtvizError as error:
-            raise gr.Error(escape(str(error)), print_exception=False) from None
         told = made.to_dict() | {"source": Path(made.source).name}
         del told["files"]
         return told, film, arrays

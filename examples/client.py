@@ -65,8 +65,10 @@ def main() -> None:
     for layer in ablated["layers"] if "target" in ablated else ():
         changes = layer["effects"]["absent"]["probability"]
         token = max(range(len(changes)), key=lambda i: abs(changes[i]))
-        name = f"token {token}{' (kept)' if token < layer['kept'] else ''}"
-        print(f"{layer['name']}: without {name} {ablated['target']['label']} has {100 * changes[token]:+.2f} points")
+        name = layer["tokens"][token]
+        print(
+            f"{layer['name']}: without token {name} {ablated['target']['label']} has {100 * changes[token]:+.2f} points"
+        )
 
     found = compare(client, options.photo, options.model, PHOTO.with_name("astronaut.jpg"))
     for layer in found["layers"]:

@@ -1,5 +1,6 @@
 import ast
 import pkgutil
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -24,7 +25,6 @@ ROOMS = (
         "render_labels",
         "panels",
         "lettering",
-        "figures",
         "drawing",
         "thumbnails",
         "film",
@@ -117,3 +117,10 @@ def test_imports_go_down(source):
     imported = imported_rooms(ast.parse((PACKAGE / source).read_text()))
     assert imported | {room} <= set(LEVELS)
     assert [other for other in imported if LEVELS[other] > LEVELS[room]] == []
+
+
+def test_contributors_are_told_the_rooms_in_this_order():
+    rows = re.findall(r"^\| (`vtviz/.+?) \|", (PACKAGE.parent / "CONTRIBUTING.md").read_text(), re.MULTILINE)
+    told = [set(re.findall(r"`vtviz/([\w*]+)(?:\.py|/)`", row)) for row in rows]
+    kept = [{"*_verb" if room.endswith("_verb") else room for room in rooms} for rooms in reversed(ROOMS)]
+    assert told == kept

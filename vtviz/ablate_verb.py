@@ -69,7 +69,7 @@ def ablate(
 
     [bold]Examples[/bold]
 
-    vtviz ablate cat.jpg --class "tabby cat"
+    vtviz ablate cat.jpg --class "golden retriever"
 
     vtviz ablate street.png --model vt_fpn_resnet18_camvid --mask street_mask.png --json
     """
@@ -120,8 +120,6 @@ def _print(result: Ablation) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from vtviz.explain.lineage import slot_names
-
     console = Console(width=max(100, Console().width))
     if result.target is None:
         console.print("Share of the pixels that get another class, in %", highlight=False)
@@ -131,8 +129,7 @@ def _print(result: Ablation) -> None:
             highlight=False,
         )
     shown = [[_column(effects) for effects in layer.effects.values()] for layer in result.layers]
-    counts = [(layer.kept, len(columns[0]) - layer.kept) for layer, columns in zip(result.layers, shown, strict=True)]
-    for layer, names, columns in zip(result.layers, slot_names(counts), shown, strict=True):
+    for layer, names, columns in zip(result.layers, result.names, shown, strict=True):
         grid = Table(title=layer.name, title_justify="left", box=None)
         for heading in ("token", *layer.effects):
             grid.add_column(heading, justify="right")

@@ -26,7 +26,7 @@ def export(
 ) -> None:
     """Write a model for other programs, with its token maps among the outputs.
 
-    The file takes any number of images of any size in whole cells, as float32 [bold]image[/bold] (N, 3, h, w),
+    The file takes any number of images of 2 to 256 whole cells a side, as float32 [bold]image[/bold] (N, 3, h, w),
     normalised as the model's card says; the card is inside. It is compared with PyTorch before it is kept, output by
     output: what differs by more than 0.1 % of its largest value is not written.
 

@@ -130,7 +130,7 @@ def report(
     """Write ``report.html``, ``maps.npz`` and ``manifest.json`` into ``folder``.
 
     The page shows the photo with every token map (layer, token, head, colours, scale and opacity to choose), the
-    answer, the lineage where the maps are of all layers, the sections, the model's card, and the versions of the
+    answer, the lineage where no layer is missing before others, the sections, the model's card, and the versions of the
     software. ``TokenMaps.load(folder)`` reads the arrays back. The files are made elsewhere first and moved in at the
     end, the manifest last; an extraction or report that was there before is replaced.
 

@@ -48,7 +48,6 @@ def query(
 
     vtviz query street.png --box 120,180,240,270 --model vt_fpn_resnet18_camvid --out out
     """
-    from vtviz.explain.lineage import slot_names
     from vtviz.explain.query import query as ask
     from vtviz.explain.query_picture import save_query
 
@@ -62,8 +61,7 @@ def query(
     if as_json:
         print_json(result.to_dict() | name_files(written))
     else:
-        names = slot_names([(layer.kept, layer.read_by.shape[1]) for layer in result.layers])
-        for layer, tokens in zip(result.layers, names, strict=True):
+        for layer, tokens in zip(result.layers, result.names, strict=True):
             typer.echo(_sentence(layer, tokens))
 
 

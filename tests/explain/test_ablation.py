@@ -274,6 +274,7 @@ def test_ablate_on_the_command_line(tiny_checkpoint, tmp_path, chelsea):
     rows = [line.split("  ")[:-1] for line in table.stdout[table.stdout.index("block1") :].splitlines()[2:]]
     named = [next(part.strip() for part in row if part.strip()) for row in rows]
     assert named == [*(f"kept {j}" for j in range(8, 16)), *map(str, range(8))]  # as lineage and the page name them
+    assert [layer["tokens"] for layer in data["layers"]] == [[str(j) for j in range(16)], named]
     wrong = CliRunner().invoke(app, [*base, "--class", "clas 3"])
     assert isinstance(wrong.exception, ConfigError)
     assert "the model has no class 'clas 3'; did you mean 'class 3'" in str(wrong.exception)

@@ -116,10 +116,19 @@ def test_two_images_and_two_models(tiny_model, chelsea, coffee):
     assert found.to_dict()["layers"][0]["unmatched"][0] == list(found.layers[0].unmatched[0])
 
 
-def test_maps_without_their_image_cannot_be_shown(tiny_model, chelsea):
+def test_token_maps_are_compared_as_they_are(tiny_model, chelsea, coffee):
+    predictor = Predictor(tiny_model())
+    maps = [predictor.extract(photo, size=64) for photo in (chelsea, coffee)]
+    assert compare(*maps).to_dict() == compare(*map(side_of_maps, maps)).to_dict()
+    assert compare(maps[0], side_of_maps(maps[1])).to_dict() == compare(*maps).to_dict()
+
+
+def test_what_cannot_be_compared_is_one_line(tiny_model, chelsea):
     maps = Predictor(tiny_model()).extract(chelsea, size=64)
     with pytest.raises(ConfigError, match="do not hold their image"):
-        side_of_maps(replace(maps, image=None))
+        compare(maps, replace(maps, image=None))
+    with pytest.raises(ConfigError, match="compare takes token maps or an epoch of a run, got ndarray"):
+        compare(maps, chelsea)
 
 
 # --- epochs of a run

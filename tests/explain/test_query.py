@@ -1,4 +1,5 @@
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -107,6 +108,8 @@ def test_to_dict_is_json_with_the_mean_and_each_head(maps):
     assert (stated["image"], stated["box"], stated["pixels"]) == ("cat.jpg", [1, 2, 30, 40], 29 * 38)
     for said, layer in zip(stated["layers"], result.layers, strict=True):
         assert (said["name"], said["kept"]) == (layer.name, layer.kept)
+        assert said["tokens"][layer.kept :] == [str(j) for j in range(layer.read_by.shape[1])]
+        assert all(re.fullmatch(r"kept \d+", token) for token in said["tokens"][: layer.kept])
         np.testing.assert_allclose(said["read_by"]["heads"], layer.read_by, rtol=1e-6)
         np.testing.assert_allclose(said["read_by"]["mean"], layer.read_by.mean(axis=0), rtol=1e-6)
     assert stated["layers"][2]["reads"] is None

@@ -9,6 +9,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 NAMED = re.compile(r"`(tests/[\w/]+\.py|…)(?:::(\w+))?`")
 """A test, or all of a file; `…` is the file named last."""
+SLOW = "(*slow*)"
+"""Behind one that only `pytest -m slow` runs."""
 
 
 def named(text: str) -> list[tuple[str, str]]:
@@ -25,6 +27,13 @@ def names_of(file: str) -> set[str]:
     tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))
     defined = (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
     return {node.name for node in defined if node.name.startswith("test_")}
+
+
+def slow_of(file: str) -> set[str]:
+    """Names of those whose every case is slow."""
+    tree = ast.parse((ROOT / file).read_text(encoding="utf-8"))
+    defined = (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
+    return {node.name for node in defined if "pytest.mark.slow" in map(ast.unparse, node.decorator_list)}
 
 
 def table() -> list[str]:
@@ -49,7 +58,7 @@ def test_every_promise_names_a_test():
         promise, tests = row.strip("|").split("|")[-2:]
         assert promise.strip()
         assert NAMED.search(tests), row
-        assert not NAMED.sub("", tests).strip(" ,"), f"not understood: {row}"
+        assert not NAMED.sub("", tests).replace(SLOW, "").strip(" ,"), f"not understood: {row}"
 
 
 @pytest.mark.parametrize("file", sorted({file for file, _ in named("\n".join(table()))}))
@@ -58,3 +67,8 @@ def test_every_test_that_is_named_is_there(file):
     assert (ROOT / file).is_file()
     assert names_of(file)
     assert wanted - {""} <= names_of(file), f"{file} has no {', '.join(sorted(wanted - {''} - names_of(file)))}"
+
+
+def test_those_without_a_short_form_are_marked():
+    told = {test for test, mark in re.findall(r"::(\w+)`( \(\*slow\*\))?", "\n".join(table())) if mark}
+    assert told == {test for file, test in named("\n".join(table())) if test in slow_of(file)} != set()

@@ -33,6 +33,7 @@ from vtviz import geometry
 from vtviz.engines import inference
 from vtviz.errors import ConfigError, did_you_mean
 from vtviz.explain.effects import AreaJudge, ClassJudge, Effects, plain
+from vtviz.explain.lineage import slot_names
 from vtviz.explain.onward import Onward
 from vtviz.explain.target import images_at_once
 from vtviz.export import publish, staged
@@ -92,11 +93,21 @@ class Ablation:
     weights: str
     source: str | None
 
+    @property
+    def names(self) -> list[list[str]]:
+        """What the L tokens of each layer are called; see :func:`vtviz.explain.lineage.slot_names`."""
+        return slot_names([(x.kept, len(next(iter(x.effects.values()))) - x.kept) for x in self.layers])
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON data."""
         layers = [
-            {"name": x.name, "kept": x.kept, "effects": {mode: e.to_dict() for mode, e in x.effects.items()}}
-            for x in self.layers
+            {
+                "name": x.name,
+                "kept": x.kept,
+                "tokens": names,
+                "effects": {mode: effects.to_dict() for mode, effects in x.effects.items()},
+            }
+            for x, names in zip(self.layers, self.names, strict=True)
         ]
         data: dict[str, Any] = {
             "image": self.source,
@@ -146,8 +157,8 @@ def ablate(
         predictor: of a model with tokens.
         image: what :func:`vtviz.images.load` takes.
         target: the class to watch, by index; the most probable one by default. For classifiers.
-        modes: of :data:`MODES`; "mean" needs a reference.
-        reference: for each layer (L, C_T), from :func:`mean_tokens`.
+        modes: of "absent", "mean", "random" and "gaussian"; "mean" needs a reference.
+        reference: for each layer (L, C_T), from :func:`vtviz.explain.ablation.mean_tokens`.
         truth: (H, W) integers, right classes of the image's pixels; others than classes are ignored. For segmentation.
         draws: shuffled maps a token in the mode "random", whose effects are averaged.
         seed: of the shuffles.

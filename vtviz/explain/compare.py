@@ -178,17 +178,21 @@ class Comparison:
         return {"labels": list(self.labels), "layers": [layer.to_dict() for layer in self.layers]}
 
 
-def compare(first: Side, second: Side, *, seed: int = 0) -> Comparison:
-    """Match the tokens of two sides, layer by layer.
+def compare(first: TokenMaps | Side, second: TokenMaps | Side, *, seed: int = 0) -> Comparison:
+    """Match the tokens of two models, images or epochs, layer by layer.
 
     Args:
-        first: from :func:`side_of_maps` or :func:`side_of_epoch`.
+        first: token maps, or an epoch of a run by :func:`vtviz.explain.compare.side_of_epoch`.
         second: likewise. Two images are laid over each other whole, whatever their sizes.
         seed: of the moves for ``chance``.
 
     Returns:
         The matching of each layer, the Hungarian one: the sum of the pairs' overlaps is the largest possible.
+
+    Raises:
+        ConfigError: for maps without their image, and for anything else.
     """
+    first, second = _side(first), _side(second)
     rng = np.random.default_rng(seed)
     layers = []
     for one, other in zip(first.layers, second.layers, strict=False):
@@ -210,6 +214,14 @@ def compare(first: Side, second: Side, *, seed: int = 0) -> Comparison:
             )
         )
     return Comparison((first.label, second.label), tuple(layers))
+
+
+def _side(given: TokenMaps | Side) -> Side:
+    if isinstance(given, TokenMaps):
+        return side_of_maps(given)
+    if not isinstance(given, Side):
+        raise ConfigError(f"compare takes token maps or an epoch of a run, got {type(given).__name__}")
+    return given
 
 
 def _common(one: SideLayer, where: Geometry, other: SideLayer, there: Geometry) -> tuple[np.ndarray, np.ndarray]:

@@ -28,6 +28,10 @@ class ClassEffects:
     probability: np.ndarray
     top1: np.ndarray
 
+    def __len__(self) -> int:
+        """Tokens."""
+        return len(self.logit)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON data, with None for what does not apply."""
         return {
@@ -51,6 +55,10 @@ class AreaEffects:
     areas: np.ndarray
     changed: np.ndarray
     iou: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        """Tokens."""
+        return len(self.changed)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON data, with None for what does not apply."""

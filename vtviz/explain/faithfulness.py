@@ -169,8 +169,8 @@ def measure_faithfulness(
 
     Args:
         predictor: of any model.
-        images: files, for example of :func:`pick_images`, or whatever else :func:`vtviz.images.load` takes. One that
-            cannot be read is skipped and named.
+        images: files, for example of :func:`vtviz.explain.faithfulness.pick_images`, or whatever else
+            :func:`vtviz.images.load` takes. One that cannot be read is skipped and named.
         methods: keys of :data:`~vtviz.explain.explainer.METHODS`; None for all that the model can do.
         target: the class, by index; by default the most probable one of each image, or the one with the most pixels.
         steps: points of the quadrature of integrated gradients.

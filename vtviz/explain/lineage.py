@@ -148,10 +148,10 @@ def lineage(maps: TokenMaps) -> Lineage:
     tokenizer is static ("-DT" of Table 3), T_b is kept, T_a ends, and L tokens come from learned filters.
 
     Args:
-        maps: of all layers.
+        maps: of all layers, or of a VT-ResNet's first ones.
 
     Raises:
-        ConfigError: for maps of some layers only.
+        ConfigError: where a layer is missing before the last one given, or one of a VT-FPN's.
     """
     names = tuple(layer.name for layer in maps.layers)
     joint = names[:1] == LEVELS[:1]

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from vtviz.errors import ConfigError
+from vtviz.explain.lineage import slot_names
 from vtviz.geometry import Geometry, interpolation
 from vtviz.tokens import LayerMaps, TokenMaps
 
@@ -55,6 +56,11 @@ class PixelQuery:
     source: str | None
     model: str
 
+    @property
+    def names(self) -> list[list[str]]:
+        """What the L tokens of each layer are called; see :func:`vtviz.explain.lineage.slot_names`."""
+        return slot_names([(layer.kept, layer.read_by.shape[1]) for layer in self.layers])
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON data."""
         return {
@@ -62,7 +68,7 @@ class PixelQuery:
             "model": self.model,
             "box": list(self.box),
             "pixels": self.pixels,
-            "layers": [layer.to_dict() for layer in self.layers],
+            "layers": [x.to_dict() | {"tokens": names} for x, names in zip(self.layers, self.names, strict=True)],
         }
 
 

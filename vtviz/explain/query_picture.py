@@ -10,7 +10,6 @@ import numpy as np
 from PIL import Image
 
 from vtviz.drawing import Colour, Figure, Part, Picture, Shape, Words, box, to_png
-from vtviz.explain.lineage import slot_names
 from vtviz.explain.query import LayerQuery, PixelQuery
 from vtviz.export import publish, staged
 from vtviz.thumbnails import shrink, thumbnails
@@ -56,7 +55,7 @@ def query_figure(maps: TokenMaps, result: PixelQuery) -> Figure:
     shown = [_columns(layer) for layer in result.layers]
     top_value = max(2.0, *(float(np.nanmax(v)) for pair in shown for v in pair if v is not None))
     pictures = thumbnails(maps, 64).pictures
-    names = slot_names([(layer.kept, layer.read_by.shape[1]) for layer in result.layers])
+    names = result.names
     lefts, right, bottom = MARGIN + PHOTO + 2 * MARGIN, 0.0, TOP + height + 30
     y = float(MARGIN)
     across = min(len(result.layers), 2)
