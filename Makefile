@@ -37,8 +37,10 @@ tables: .venv/ready  ## write the tables of the README, the ablations and faithf
 	$(BIN)/python docs/ablations.py
 	$(BIN)/python docs/faithfulness.py
 
-licences: .venv/ready  ## list the licences of what requirements.txt brings anew
-	$(BIN)/python docs/licences.py
+licences:  ## list the licences of what requirements.lock brings anew (needs Python 3.11)
+	$(PYTHON) -m venv --clear .locked
+	.locked/bin/python -m pip install --quiet --require-hashes -r requirements.lock
+	.locked/bin/python docs/licences.py
 
 lock:  ## choose the newest versions within requirements.txt for requirements.lock (needs uv)
 	@{ echo '# What requirements.txt brings on Linux, x86-64, Python 3.11: versions, and hashes of their files. Written by'; \
@@ -53,7 +55,7 @@ audit:  ## ask for known flaws of the versions in requirements.lock (needs a net
 	.audit/bin/pip-audit --strict --disable-pip --require-hashes --requirement requirements.lock
 
 clean:  ## remove what was built, .venv too
-	rm -rf .venv .audit .*_cache .hypothesis .gradio build dist *.egg-info out
+	rm -rf .venv .audit .locked .*_cache .hypothesis .gradio build dist *.egg-info out
 
 .venv/ready: $(wildcard requirements*.txt)
 ifdef UV

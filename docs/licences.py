@@ -1,4 +1,4 @@
-"""Write docs/licences.md: the licence of every package that requirements.txt brings, from the packages' own metadata.
+"""Write docs/licences.md: the licence of every package in requirements.lock, from the installed packages' own metadata.
 
 python docs/licences.py [--check]
 """
@@ -42,13 +42,17 @@ def installed(requirements: list[Requirement]) -> dict[str, Distribution]:
         DataError: where one that is asked for directly is not installed.
     """
     found: dict[str, Distribution] = {}
+    seen: set[tuple[str, str]] = set()
     waiting = [(each, "") for each in requirements]
     while waiting:
         requirement, by = waiting.pop()
         name = plain(requirement.name)
-        extras = sorted(requirement.extras) or [""]
-        if name in found or (requirement.marker and not requirement.marker.evaluate()):
+        if requirement.marker and not requirement.marker.evaluate():
             continue
+        new = {(name, extra) for extra in ("", *requirement.extras)} - seen
+        if not new:
+            continue
+        seen |= new
         try:
             found[name] = distribution(name)
         except PackageNotFoundError:
@@ -57,7 +61,7 @@ def installed(requirements: list[Requirement]) -> dict[str, Distribution]:
             continue  # of another platform
         for line in found[name].requires or ():
             needed = Requirement(line)
-            if needed.marker is None or any(needed.marker.evaluate({"extra": extra}) for extra in extras):
+            if needed.marker is None or any(needed.marker.evaluate({"extra": extra}) for _, extra in new):
                 needed.marker = None
                 waiting.append((needed, name))
     return dict(sorted(found.items()))
