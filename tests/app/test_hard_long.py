@@ -67,9 +67,9 @@ def held() -> Held:
     )
 
 
-def slope(values: list[float]) -> float:
-    """Growth from sample to sample, by least squares."""
-    return float(np.polyfit(np.arange(len(values)), values, 1)[0])
+def steady(values: list[float]) -> float:
+    """Growth from sample to sample, the median: what each call leaves, and not what happened once."""
+    return float(np.median(np.diff(values)))
 
 
 def growth(values: list[float]) -> float:
@@ -143,8 +143,9 @@ def test_two_thousand_calls_leave_nothing_behind(calls, most, url, coffee, tmp_p
             time.sleep(0.2)
     megabytes, objects, alive, threads, opened = map(list, zip(*samples, strict=True))
     # in two thirds of the calls, of which Gradio keeps 2 KB and 15 objects each for the last 2,000
-    assert slope(megabytes) * len(samples) < 8, megabytes
-    assert slope(objects) * len(samples) < most, objects
+    assert steady(megabytes) * len(samples) < 8, megabytes
+    assert steady(objects) * len(samples) < most, objects
+    assert growth(megabytes) < 40, megabytes  # a thread that is new to PyTorch takes 8 for good, and three may come
     assert growth(alive) <= 8, alive
     assert growth(threads) <= 3, threads
     assert growth(opened) <= 8, opened
