@@ -155,6 +155,17 @@ def test_a_segmentation_that_cannot_be_written_leaves_nothing(segmentation, tmp_
     assert not files(tmp_path / "new")
 
 
+def test_a_segmentation_is_not_written_over_its_photo(tiny_model, chelsea, tmp_path):
+    photo = tmp_path / "cat_overlay.png"
+    Image.fromarray(chelsea[:100, :80]).save(photo)
+    before = photo.read_bytes()
+    segmentation = Predictor(tiny_model("vt_fpn_resnet18")).segment(photo, size=64)
+    with pytest.raises(ConfigError, match=r"cat_overlay\.png is one of the images and would be lost"):
+        write_segmentation(segmentation, tmp_path, "cat")
+    assert files(tmp_path) == {"cat_overlay.png"}
+    assert photo.read_bytes() == before
+
+
 @pytest.mark.parametrize(
     ("sources", "names"),
     [

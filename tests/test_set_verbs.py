@@ -8,6 +8,7 @@ from PIL import Image
 
 from vtviz import checkpoints
 from vtviz.explain.atlas_file import load_atlas, read_atlas
+from vtviz.film import write_webm
 from vtviz.predictor import Predictor
 from vtviz.train.probe import write_probe
 
@@ -198,9 +199,23 @@ def test_video_says_what_is_wrong_in_one_line(run, tmp_path, name, data, args, r
     assert err.count("\n") == 1
 
 
-def test_video_never_overwrites_its_source(run, tmp_path):
+def test_video_never_overwrites_its_source(run, tmp_path, chelsea, monkeypatch):
     source = tmp_path / "a.webm"
-    source.write_bytes(b"\x1a\x45\xdf\xa3")
-    code, _, err = run("video", source, "--out", tmp_path)
+    write_webm(source, iter([np.ascontiguousarray(chelsea[:80, :120])]), (80, 120), 5)
+    before = source.read_bytes()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for given in (source, "~/a.webm"):
+        code, _, err = run("video", given, "--out", tmp_path)
+        assert code == 2
+        assert err == f"error: {source} is one of the images and would be lost: choose another folder\n"
+        assert source.read_bytes() == before
+
+
+def test_video_names_its_film_after_the_folder_that_a_tilde_means(run, photos, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(photos / "masked" / "val" / "images"))
+    code, _, err = run("video", "~", "--out", tmp_path / "out", "--size", 64, "--frames", 1)
+    assert (code, err) == (0, "")
+    assert (tmp_path / "out" / "images.webm").exists()
+    code, _, err = run("video", "~nosuchuser/a.mp4", "--out", tmp_path / "out")
     assert code == 2
-    assert "would be lost: choose another folder" in err
+    assert err == "error: '~nosuchuser/a.mp4' is not a path: Could not determine home directory.\n"

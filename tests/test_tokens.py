@@ -353,6 +353,18 @@ def test_another_image_beside_the_maps_is_refused(maps, tmp_path):
         TokenMaps.load(tmp_path)
 
 
+def test_a_photo_is_not_written_over_by_the_one_that_goes_with_its_maps(maps, tmp_path):
+    photo = tmp_path / "image.png"
+    photo.write_bytes(b"mine")
+    (tmp_path / "link").symlink_to(tmp_path)
+    mine = dataclasses.replace(maps, source=str(photo))
+    with pytest.raises(ConfigError, match=r"image\.png is one of the images and would be lost: choose another folder"):
+        mine.save(tmp_path / "link", image=True)
+    assert (photo.read_bytes(), len(list(tmp_path.iterdir()))) == (b"mine", 2)
+    mine.save(tmp_path)
+    assert photo.read_bytes() == b"mine"
+
+
 def test_a_folder_that_cannot_be_made_is_refused(maps, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(DataError, match="cannot write"):

@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from vtviz.errors import ConfigError, ImageError
+from vtviz.film import write_webm
 from vtviz.footage import hushed, open_footage
 from vtviz.geometry import Geometry
 from vtviz.predictor import Predictor
@@ -111,6 +112,29 @@ def test_a_video_keeps_its_time(predictor, tmp_path, chelsea):
     frame = next(open_footage(tmp_path / "clip.mp4").frames())
     with np.load(film.files["film.npz"]) as arrays:
         assert np.array_equal(arrays["frame000000"], predictor.extract(frame.image, size=SIZE).layers[0].of_head())
+
+
+def test_what_is_filmed_is_never_written_over(predictor, tmp_path, chelsea, monkeypatch):
+    """Neither a video nor a folder's frame, by whichever path it is reached; told before any frame is looked at."""
+    clip = tmp_path / "clip.webm"
+    write_webm(clip, (np.ascontiguousarray(chelsea[20:100, 10 * i : 10 * i + 120]) for i in range(2)), (80, 120), 5)
+    frame = tmp_path / "pan" / "film.webp"
+    frame.parent.mkdir()
+    Image.fromarray(chelsea[:80, :120]).save(frame)
+    (tmp_path / "link").symlink_to(frame.parent)
+    before = clip.read_bytes(), frame.read_bytes()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    steps = []
+    for source, folder, name, kind in (
+        (clip, tmp_path, "clip", "webm"),
+        ("~/clip.webm", ".", "clip", "webm"),
+        (frame.parent, tmp_path / "link", "film", "webp"),
+    ):
+        with pytest.raises(ConfigError, match=rf"{name}\.{kind} is one of the images and would be lost"):
+            write_film(predictor, source, folder, name, kind=kind, size=SIZE, progress=lambda *step: steps.append(step))
+    assert (clip.read_bytes(), frame.read_bytes()) == before
+    assert steps == []
 
 
 def test_photos_of_different_shapes_make_a_film(predictor, tmp_path, chelsea, coffee):

@@ -15,7 +15,8 @@ import numpy as np
 from PIL import Image
 
 from vtviz import render
-from vtviz.errors import ConfigError, DataError
+from vtviz.errors import DataError
+from vtviz.files import spare
 from vtviz.render_labels import label_overlay, palette_image
 from vtviz.segmentation import Segmentation
 from vtviz.token_grid import grid
@@ -51,7 +52,7 @@ def write_extraction(
         File name, relative to the folder -> path of each file written.
 
     Raises:
-        ConfigError: for an option that cannot work.
+        ConfigError: for an option that cannot work, or where a file would replace the image.
         DataError: where the disk refuses.
     """
     folder = Path(folder)
@@ -82,7 +83,7 @@ def write_segmentation(
         File name -> path of each file written.
 
     Raises:
-        ConfigError: for an option that cannot work.
+        ConfigError: for an option that cannot work, or where a file would replace the image.
         DataError: where the disk refuses.
     """
     folder = Path(folder)
@@ -93,7 +94,7 @@ def write_segmentation(
         _write_png(stage / overlay, label_overlay(segmentation, opacity=opacity))
         text = json.dumps(segmentation.to_dict(), indent=1, ensure_ascii=False)
         (stage / facts).write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
-        return publish(stage, folder, files)
+        return publish(stage, folder, files, images=[segmentation.source])
 
 
 def segmentation_files(name: str) -> tuple[str, str, str]:
@@ -122,22 +123,6 @@ def staged(folder: str | os.PathLike[str]) -> Iterator[Path]:
                 path.rmdir()
 
 
-def spare(images: Iterable[str | os.PathLike[str] | None], files: Iterable[Path]) -> None:
-    """Refuse to write over what was looked at.
-
-    Args:
-        images: where they came from; None for one that came from no file.
-        files: that are to be written or removed.
-
-    Raises:
-        ConfigError: where one of the files is one of the images.
-    """
-    kept = {os.path.realpath(image) for image in images if image is not None and "\0" not in os.fspath(image)}
-    for file in files:
-        if os.path.realpath(file) in kept:
-            raise ConfigError(f"{file} is one of the images and would be lost: choose another folder")
-
-
 def publish(
     stage: Path,
     folder: str | os.PathLike[str],
@@ -151,7 +136,7 @@ def publish(
         stage: where they are.
         folder: where they belong.
         names: of the files, relative to both.
-        images: what was looked at, as :func:`spare` takes it, which is never replaced.
+        images: what was looked at, as :func:`vtviz.files.spare` takes it, which is never replaced.
 
     Returns:
         File name, relative to the folder -> path of each file.

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from threading import get_ident
 from typing import BinaryIO
+
+from vtviz.errors import ConfigError
 
 _TEMPORARY = re.compile(r"\..+\.\d+-[0-9a-f]+\.tmp")
 
@@ -37,6 +39,22 @@ def write(path: Path, data: bytes | str) -> None:
     """Replace a whole file at once, text as UTF-8. Raises OSError as :func:`replacing` does."""
     with replacing(path) as file:
         file.write(data.encode() if isinstance(data, str) else data)
+
+
+def spare(images: Iterable[str | os.PathLike[str] | None], files: Iterable[Path]) -> None:
+    """Refuse to write over what was looked at.
+
+    Args:
+        images: where they came from; None for one that came from no file.
+        files: that are to be written or removed.
+
+    Raises:
+        ConfigError: where one of the files is one of the images.
+    """
+    kept = {os.path.realpath(image) for image in images if image is not None and "\0" not in os.fspath(image)}
+    for file in files:
+        if os.path.realpath(file) in kept:
+            raise ConfigError(f"{file} is one of the images and would be lost: choose another folder")
 
 
 def sweep(folder: Path) -> None:

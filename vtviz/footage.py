@@ -124,10 +124,10 @@ def open_footage(path: str | os.PathLike[str], limits: FootageLimits = LIMITS) -
         raise ImageError("'' is not a path: name a video file or a folder of frames")
     if "://" in os.fspath(path):
         raise ImageError(f"{os.fspath(path)!r} is a URL; only local files are read: download it and pass its path")
-    path = Path(path).expanduser()
     try:
+        path = Path(path).expanduser()
         is_folder = path.is_dir()
-    except (OSError, ValueError) as error:  # a name that no file can have
+    except (OSError, ValueError, RuntimeError) as error:  # a name that no file can have; a ~user that there is not
         raise ImageError(f"{str(path)[:100]!r} is not a path: {getattr(error, 'strerror', None) or error}") from None
     if is_folder:
         files = tuple(

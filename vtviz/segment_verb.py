@@ -53,7 +53,8 @@ def segment(
 
     vtviz segment photos/ 'more/**/*.png' --out out --size 448 --json
     """
-    from vtviz.export import name_results, segmentation_files, spare, write_segmentation
+    from vtviz.export import name_results, segmentation_files, write_segmentation
+    from vtviz.files import spare
     from vtviz.predictor import DEFAULT_SEGMENTER
     from vtviz.render_labels import check_opacity
 

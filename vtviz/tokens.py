@@ -27,7 +27,7 @@ from PIL import Image
 from vtviz import geometry as geo
 from vtviz import images
 from vtviz.errors import ConfigError, DataError
-from vtviz.files import write
+from vtviz.files import spare, write
 from vtviz.hooks import Layer
 from vtviz.statistics import DEAD_PEAK, LayerStatistics, map_statistics
 
@@ -244,6 +244,7 @@ class TokenMaps:
             File name -> path of each file written.
 
         Raises:
+            ConfigError: where ``image.png`` would replace the image that was looked at.
             DataError: where the disk refuses, or the image is asked for and not there.
         """
         photo = self.image if image else None
@@ -281,6 +282,7 @@ class TokenMaps:
         text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
         files["manifest.json"] = text.encode("utf-8", "backslashreplace")  # a file's name need not be UTF-8
         paths = {name: Path(folder) / name for name in files}
+        spare([self.source], paths.values())
         try:
             Path(folder).mkdir(parents=True, exist_ok=True)
             for name, data in files.items():

@@ -17,6 +17,7 @@ import numpy as np
 from vtviz import render
 from vtviz.errors import ConfigError, did_you_mean
 from vtviz.export import publish, staged
+from vtviz.files import spare
 from vtviz.film import Sheet, write_webm, write_webp
 from vtviz.footage import Footage, open_footage
 from vtviz.geometry import Geometry
@@ -140,17 +141,19 @@ def write_film(
 
     Raises:
         ImageError: for footage that cannot be read.
-        ConfigError: for a model without tokens, or an option that cannot work.
+        ConfigError: for a model without tokens, an option that cannot work, or where a file would replace the footage.
         DataError: where the disk refuses.
     """
     _check_options(every, most, fps, kind, scale, cmap, cell, columns)
     footage = open_footage(source)
+    names = (f"{name}.{kind}", f"{name}.npz", f"{name}.json")
+    spare([footage.path, *(footage.files or ())], [Path(folder) / file for file in names])
     stated = math.inf if footage.count is None else math.ceil(footage.count / every)
     expected = int(min(most, stated))
     frames: list[FilmFrame] = []
     peaks: list[np.ndarray] = []
     with staged(folder) as stage:
-        arrays, film = stage / f"{name}.npz", stage / f"{name}.{kind}"
+        film, arrays, facts = (stage / file for file in names)
         with zipfile.ZipFile(arrays, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
             for frame in islice(footage.frames(every, lambda: progress(len(frames), 2 * max(1, expected))), most):
                 maps: TokenMaps = predictor.extract(frame.image, layers=[layer], size=size, crop=crop)
@@ -181,7 +184,6 @@ def write_film(
             write_webm(film, pictures, sheet.size, rate)
         else:
             write_webp(film, pictures, len(frames), rate)
-        names = (film.name, arrays.name, f"{name}.json")
         result = Film(
             source=os.fspath(source),
             available=footage.count,
@@ -199,7 +201,7 @@ def write_film(
             files={file: Path(folder) / file for file in names},
         )
         text = json.dumps(result.to_dict(), indent=1, ensure_ascii=False)
-        (stage / names[-1]).write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
+        facts.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
         publish(stage, folder, names)
     return result
 

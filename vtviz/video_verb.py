@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -68,7 +69,7 @@ def video(
 
     vtviz video frames/ --model vt_fpn_resnet18_camvid --layer 2 --tokens 0,4 --format webp --out out
     """
-    from vtviz.export import name_results, spare
+    from vtviz.export import name_results
     from vtviz.video import write_film
 
     try:
@@ -76,9 +77,7 @@ def video(
     except ValueError:
         raise ConfigError(f"--tokens must be whole numbers such as 0,3,5, got {tokens!r}") from None
     limits = parse_scale(scale)
-    (name,) = name_results([Path(source).resolve()])
-    frames_of_folder = Path(source).glob("*")  # none, of a video file
-    spare([source, *frames_of_folder], [out / f"{name}.{kind}"])
+    (name,) = name_results([Path(os.path.expanduser(source)).resolve()])  # noqa: PTH111 - pathlib raises for ~nobody
     predictor = open_model(model, device, engine=engine, dtype=dtype)
     with counting("Filming") as progress:
         film = write_film(
