@@ -1,4 +1,5 @@
 import logging
+import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -240,6 +241,29 @@ print("openvino" in sys.modules, sorted(m for m in sys.modules if m.startswith("
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.stdout == "True []\n", done.stderr
+
+
+def test_onnxruntime_reports_nothing_to_its_makers(graphs, tiny_checkpoint, tmp_path):
+    """It would leave a number of this device in the user's home, whoever imports it first."""
+    need("onnxruntime")
+    load_model("tiny", engine="onnxruntime")
+    engine, export = "vtviz.load_model('tiny', engine='onnxruntime')", "vtviz.export_model._onnx_runner(b'no graph')"
+    for name, code in (("engine", engine), ("export", export)):
+        cache = tmp_path / name / ".cache"
+        cache.mkdir(parents=True)
+        (cache / "vtviz").symlink_to(graphs / "vtviz")
+        environment = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
+        environment |= {"HOME": str(cache.parent), "XDG_CACHE_HOME": str(cache)}
+        lines = f"""
+import contextlib, sys, vtviz.export_model
+with contextlib.suppress(Exception):
+    {code}
+print("onnxruntime" in sys.modules)
+"""
+        command = [sys.executable, "-c", lines]
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+        assert done.stdout == "True\n", done.stderr
+        assert [path.name for path in cache.iterdir()] == ["vtviz"]
 
 
 def test_verbs_take_an_engine_and_say_so_in_the_manifest(engine, tiny_checkpoint, tmp_path, chelsea, capsys):

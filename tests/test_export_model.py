@@ -11,7 +11,7 @@ from vtviz import export_model as export_model_module
 from vtviz import graph
 from vtviz.card import Preprocessing
 from vtviz.cli import main
-from vtviz.engines import ENGINES
+from vtviz.engines import ENGINES, import_onnxruntime
 from vtviz.errors import ConfigError, DataError
 from vtviz.export_model import FORMATS, TOLERANCE, export_model
 from vtviz.models.registry import MODELS
@@ -56,15 +56,13 @@ def test_pt2_has_logits_and_maps_by_name_and_takes_any_size(tiny_checkpoint, tmp
 
 @pytest.mark.slow
 def test_onnx_runs_without_vtviz_and_says_what_it_is(needs_onnx, tiny_checkpoint, tmp_path, capsys, chelsea):
-    import onnxruntime
-
     with pytest.raises(SystemExit) as stop:
         main(["export", "--model", "tiny", "--format", "onnx", "--out", str(tmp_path / "tiny.onnx"), "--json"])
     assert not stop.value.code
     told = json.loads(capsys.readouterr().out)
     assert told["outputs"] == list(told["differences"])
     assert max(told["differences"].values()) <= TOLERANCE
-    session = onnxruntime.InferenceSession(told["path"], providers=["CPUExecutionProvider"])
+    session = import_onnxruntime().InferenceSession(told["path"], providers=["CPUExecutionProvider"])
     assert json.loads(session.get_modelmeta().custom_metadata_map["card.json"])["name"] == "tiny"
     assert [i.name for i in session.get_inputs()] == ["image"]
     predictor = load_model("tiny", "cpu")

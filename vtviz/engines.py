@@ -120,12 +120,19 @@ class _GraphEngine:
         return graph.to_layers(outputs, self._layers)
 
 
+def import_onnxruntime() -> Any:
+    """The module, which reports nothing: it would tell its makers of its use and number the user's device."""
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    import onnxruntime  # noqa: PLC0415 - optional
+
+    return onnxruntime
+
+
 class OnnxRuntimeEngine(_GraphEngine):
     """ONNX Runtime, float32, on the CPU. Its sessions may be called from any thread."""
 
     def __init__(self, model: nn.Module, onnx: bytes) -> None:
-        import onnxruntime  # noqa: PLC0415 - optional
-
+        onnxruntime = import_onnxruntime()
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle threads starve others

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from vtviz import graph
-from vtviz.engines import check_engine
+from vtviz.engines import check_engine, import_onnxruntime
 from vtviz.errors import ConfigError, DataError
 from vtviz.files import write
 from vtviz.predictor import Predictor
@@ -112,9 +112,7 @@ Runner = Callable[[Tensor], Mapping[str, Tensor]]
 
 
 def _onnx_runner(data: bytes) -> Runner:
-    import onnxruntime  # noqa: PLC0415 - optional
-
-    session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
+    session = import_onnxruntime().InferenceSession(data, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
     return lambda x: dict(zip(names, map(torch.from_numpy, session.run(names, {graph.INPUT: x.numpy()})), strict=True))
 
