@@ -16,6 +16,7 @@ from PIL import Image
 from vtviz import geometry
 from vtviz.errors import ConfigError, DataError
 from vtviz.hooks import HOOKED, install_hooks, record
+from vtviz.images import LIMITS
 from vtviz.models.visual_transformer import Tokenizer
 from vtviz.predictor import Predictor
 from vtviz.tokens import LayerMaps, Prediction, TokenMaps, layer_maps, map_statistics, topk
@@ -290,6 +291,14 @@ def test_saved_maps_come_back_bit_for_bit(maps, tmp_path):
 
     maps.save(tmp_path / "c", image=True)
     np.testing.assert_array_equal(TokenMaps.load(tmp_path / "c").image, maps.image)
+
+
+def test_maps_of_a_large_photo_come_back_with_it(maps, tmp_path):
+    """As PNG it may have more bytes than an image that comes in from elsewhere."""
+    photo = np.random.default_rng(0).integers(256, size=(2600, 2600, 3), dtype=np.uint8)
+    written = dataclasses.replace(maps, image=photo).save(tmp_path, image=True)
+    assert written["image.png"].stat().st_size > LIMITS.bytes
+    np.testing.assert_array_equal(TokenMaps.load(tmp_path).image, photo)
 
 
 def test_the_manifest_describes_every_array(maps, tmp_path):

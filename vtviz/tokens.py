@@ -16,7 +16,7 @@ import os
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -309,6 +309,7 @@ class TokenMaps:
             for name, data in files.items():
                 if hashlib.sha256(data).hexdigest() != manifest["sha256"][name]:
                     raise DataError(f"{folder / name}: sha256 is not the manifest's; the file was changed")
+            photo = files.get("image.png")
             with np.load(io.BytesIO(files["maps.npz"]), allow_pickle=False) as stored:
                 arrays = {name: stored[name] for name in stored.files}
             if {name: list(a.shape) for name, a in arrays.items()} != {
@@ -323,7 +324,7 @@ class TokenMaps:
                 model=manifest["model"],
                 weights=manifest["weights"],
                 source=manifest["source"],
-                image=images.load(files["image.png"]) if "image.png" in files else None,
+                image=None if photo is None else _own_photo(photo),
                 versions=manifest["versions"],
             )
         except FileNotFoundError as error:
@@ -348,6 +349,11 @@ class TokenMaps:
             for t in ("layer", "tokens × heads", "cells", "peak (× uniform)", "correlation", "dead", "max |AᵀV − T|")
         )
         return f"<p><b>{html.escape(title)}</b><br>{html.escape(answer)}</p><table><tr>{head}</tr>{rows}</table>"
+
+
+def _own_photo(data: bytes) -> np.ndarray:
+    """As PNG a photo may well be larger than the file that came in, and what is too large to hold is held already."""
+    return images.load(data, limits=replace(images.LIMITS, bytes=len(data)))
 
 
 def _stored_layer(layer: dict[str, Any], arrays: Mapping[str, np.ndarray]) -> LayerMaps:
