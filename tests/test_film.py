@@ -1,5 +1,8 @@
 import gc
+import os
+import tempfile
 import weakref
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -93,6 +96,27 @@ def test_webm_is_what_was_drawn(tmp_path, capfd):
         assert np.abs(frame.image.astype(int) - picture).mean() < 12
         assert abs(int(frame.image[:, :, 0].sum(axis=0).argmax()) - int(picture[:, :, 0].sum(axis=0).argmax())) < 16
     assert path.read_bytes()[:4] == b"\x1a\x45\xdf\xa3"
+
+
+@pytest.mark.parametrize("name", [b"run:12", b"caf\xe9", b"frame%03d"])
+def test_a_webm_goes_into_any_folder(tmp_path, monkeypatch, name):
+    """FFmpeg takes "run:" for a protocol, and OpenCV dies of a name that is no UTF-8."""
+    folder = os.fsdecode(name)
+    (tmp_path / folder).mkdir()
+    monkeypatch.chdir(tmp_path)
+    write_webm(Path(folder, "a.webm"), moving(3), (64, 96), 5)
+    assert len(list(open_footage(Path(folder, "a.webm")).frames())) == 3
+    assert [path.name for path in (tmp_path / folder).iterdir()] == ["a.webm"]
+
+
+def test_a_webm_that_has_nowhere_to_be_made_is_one_line(tmp_path, monkeypatch):
+    odd = tmp_path / "caf\udce9"
+    odd.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(odd))
+    with pytest.raises(ConfigError, match=r"'.*caf\\udce9.*' is not UTF-8, .*; write an animated WebP instead") as error:
+        write_webm(odd / "a.webm", moving(1), (64, 96), 5)
+    assert "\n" not in str(error.value)
+    assert list(odd.iterdir()) == []
 
 
 def test_webp_is_what_was_drawn_and_goes_round(tmp_path):

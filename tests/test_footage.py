@@ -120,7 +120,7 @@ def test_what_is_cut_short_gives_what_there_is(make_video, tmp_path):
 
 def test_names_are_nothing_but_names(make_video, tmp_path, monkeypatch):
     """Neither patterns of images nor addresses: OpenCV never sees them."""
-    for name in ("clip%03d.png", "0", "file:clip.webm", "concat:a|b"):
+    for name in ("clip%03d.png", "0", "file:clip.webm", "concat:a|b", "caf\udce9.webm"):
         path = tmp_path / name
         path.write_bytes(webm(make_video))
         assert len(list(open_footage(path).frames())) == 9

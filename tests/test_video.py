@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -148,6 +149,18 @@ def test_photos_of_different_shapes_make_a_film(predictor, tmp_path, chelsea, co
         shapes = [arrays[f.array].shape[1:] for f in film.frames]
     assert shapes[0] != shapes[1]
     assert len(list(open_footage(film.files["film.webm"]).frames())) == 2
+
+
+def test_any_folder_and_frame_s_name_will_do(predictor, tmp_path, chelsea, monkeypatch):
+    """Names that are no UTF-8, or look like an address."""
+    odd = tmp_path / "caf\udce9"
+    odd.mkdir()
+    Image.fromarray(chelsea[:80, :120]).save(odd / "a\udce9.png")
+    monkeypatch.chdir(tmp_path)
+    for folder in (odd, "run:12"):
+        film = write_film(predictor, odd, folder, size=SIZE)
+        assert len(list(open_footage(film.files["film.webm"]).frames())) == 1
+        assert {path.name for path in film.files.values()} <= {path.name for path in Path(folder).iterdir()}
 
 
 def test_what_fails_leaves_nothing_behind(predictor, frames, tmp_path):

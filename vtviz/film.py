@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -118,20 +121,36 @@ def write_webm(path: Path, pictures: Iterator[np.ndarray], size: tuple[int, int]
     """Write pictures, (height, width, 3) uint8 RGB of even size, as VP8 in WebM: what every browser plays.
 
     Raises:
-        ConfigError: where this OpenCV has no encoder for it.
+        ConfigError: where this OpenCV has no encoder for it, or no folder whose name it can bear.
         DataError: where it wrote nothing.
     """
-    with hushed():  # it says that WebM has no tags for codecs, which is so
-        writer = cv2.VideoWriter(str(path), cv2.CAP_FFMPEG, cv2.VideoWriter.fourcc(*"VP80"), fps, size[::-1])
-    try:
-        if not writer.isOpened():
-            raise ConfigError("this OpenCV cannot write WebM; write an animated WebP instead")
-        for picture in pictures:
-            writer.write(cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
-    finally:
-        writer.release()
-    if not path.is_file() or not path.stat().st_size:
-        raise DataError(f"{path}: nothing was written; is the disk full?")
+    with tempfile.TemporaryDirectory() as elsewhere:
+        made = _plain(path.absolute(), Path(elsewhere).absolute() / "film.webm")
+        with hushed():  # it says that WebM has no tags for codecs, which is so
+            writer = cv2.VideoWriter(str(made), cv2.CAP_FFMPEG, cv2.VideoWriter.fourcc(*"VP80"), fps, size[::-1])
+        try:
+            if not writer.isOpened():
+                raise ConfigError("this OpenCV cannot write WebM; write an animated WebP instead")
+            for picture in pictures:
+                writer.write(cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
+        finally:
+            writer.release()
+        if not made.is_file() or not made.stat().st_size:
+            raise DataError(f"{path}: nothing was written; is the disk full?")
+        if made != path.absolute():
+            shutil.move(made, path)
+
+
+def _plain(*paths: Path) -> Path:
+    """The first path that OpenCV can write to: it dies of one that is not UTF-8.
+
+    They must be absolute: FFmpeg takes what a relative one has before a colon for the name of a protocol.
+    """
+    for path in paths:
+        with suppress(UnicodeEncodeError):
+            str(path).encode()
+            return path
+    raise ConfigError(f"{str(paths[-1].parent)!a} is not UTF-8, as WebM needs it; write an animated WebP instead")
 
 
 def write_webp(path: Path, pictures: Iterator[np.ndarray], count: int, fps: float) -> None:
