@@ -1,5 +1,6 @@
 import logging
 import os
+import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -13,8 +14,8 @@ from PIL import Image
 import vtviz
 from vtviz import graph
 from vtviz.cli import main
-from vtviz.engines import ENGINES, TorchEngine, _cached, cache_folder, open_engine
-from vtviz.errors import ConfigError
+from vtviz.engines import ENGINES, TorchEngine, _cached, _GraphEngine, cache_folder, open_engine
+from vtviz.errors import ConfigError, ImageError
 from vtviz.predictor import Predictor, load_model
 from vtviz.tokens import TokenMaps
 
@@ -152,6 +153,20 @@ def test_a_size_that_a_graph_does_not_take_is_one_line(engine, tiny_checkpoint):
         predictor.forward(torch.rand(1, 3, 16, 64))
     with pytest.raises(ConfigError, match="got 60 x 64"):
         predictor.forward(torch.rand(1, 3, 60, 64))
+
+
+def test_a_sliver_that_a_graph_does_not_take_is_that_photo_s_error(tiny_model, tmp_path, chelsea):
+    """Its input would be one cell of the coarsest map high; the photos beside it are done all the same."""
+    model = tiny_model("vt_fpn_resnet18")
+    predictor = Predictor(model, engine=_GraphEngine(model, [], lambda x: [], {}))  # it takes what a graph takes
+    Image.fromarray(np.tile(chelsea[:10, :450], (1, 2, 1))).save(tmp_path / "sliver.png")
+    sliver, photo = predictor.stream([tmp_path / "sliver.png", chelsea])
+    assert isinstance(sliver, ImageError)
+    assert re.fullmatch(r"\S*sliver\.png: an exported model takes sides of 64 .* got 32 x 1024; choose .*", str(sliver))
+    assert photo.geometry.input == (192, 288)
+    with pytest.raises(ImageError, match=r"^the image: an exported model takes"):
+        predictor.segment(chelsea[:10])
+    assert Predictor(model).open(tmp_path / "sliver.png").geometry.input == (32, 1024)
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,9 @@ class Engine(Protocol):
     def versions(self) -> Mapping[str, str]:
         """What to say of the engine beside its results; nothing for plain PyTorch in float32."""
 
+    def check_size(self, height: int, width: int) -> None:
+        """Raises ConfigError for a size of its input, in pixels, that the engine does not take."""
+
     def __call__(self, x: Tensor) -> tuple[Tensor, list[Layer]]:
         """A batch (N, 3, h, w), normalised, through the model, without gradients.
 
@@ -83,6 +86,9 @@ class TorchEngine:
         """See :class:`Engine`."""
         return {} if self.dtype == "float32" else {"dtype": self.dtype}
 
+    def check_size(self, height: int, width: int) -> None:
+        """See :class:`Engine`. Any will do."""
+
     def __call__(self, x: Tensor) -> tuple[Tensor, list[Layer]]:
         """See :class:`Engine`."""
         weights = next(self.model.parameters())
@@ -112,9 +118,13 @@ class _GraphEngine:
         self._names, self._run = names, run
         self._cell, self._layers = graph.cell(model), graph.layer_names(model)
 
+    def check_size(self, height: int, width: int) -> None:
+        """See :class:`Engine`."""
+        graph.check_size(self._cell, height, width)
+
     def __call__(self, x: Tensor) -> tuple[Tensor, list[Layer]]:
         """See :class:`Engine`. Raises ConfigError for an image size that the graph does not take."""
-        graph.check_size(self._cell, *x.shape[-2:])
+        self.check_size(*x.shape[-2:])
         arrays = self._run(x.detach().float().contiguous().numpy())
         outputs = dict(zip(self._names, map(torch.from_numpy, arrays), strict=True))
         return graph.to_layers(outputs, self._layers)

@@ -261,12 +261,16 @@ class Predictor:
             crop: as for :meth:`extract`.
 
         Raises:
-            ImageError: for an image that cannot be read.
+            ImageError: for an image that cannot be read, or makes an input of a size that the engine does not take.
             ConfigError: for an option that cannot work.
         """
         image = load_image(source)
         fitted = self.fit((image.shape[0], image.shape[1]), size=size, crop=crop)
         name = os.fspath(source) if isinstance(source, str | os.PathLike) else None
+        try:
+            self.engine.check_size(*fitted.input)
+        except ConfigError as error:  # of a sliver; it must not keep other images from theirs
+            raise ImageError(f"{name or 'the image'}: {error}") from None
         return Photo(image, fitted, geometry.to_tensor(image, fitted), name)
 
     def stream(
