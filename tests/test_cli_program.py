@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 
 import vtviz
+from vtviz import checkpoints, predictor
 from vtviz.console import print_json
+from vtviz.errors import CheckpointError
 from vtviz.models.complexity import profile_rows
 
 # --- models
 
 
 def test_models_lists_checkpoints(run, tiny_checkpoint, tiny_model, tiny_card):
-    from vtviz import checkpoints
-
     model = tiny_model()
     card = tiny_card(model, name="good", accuracy={"top1": 0.5, "n": 2}, data={"name": "two photos"})
     checkpoints.save(tiny_checkpoint.with_name("good.safetensors"), model, card)
@@ -48,6 +48,28 @@ def test_a_damaged_card_does_not_hide_the_other_models(run, tiny_checkpoint):
     assert "tiny  vt_resnet18" in out
     assert "bad.json" in err
     assert err.count("\n") == 1
+
+
+def test_what_is_no_checkpoint_does_not_hide_the_other_models(run, tiny_checkpoint, monkeypatch):
+    for name, make in (("link", lambda path: path.symlink_to("nowhere")), ("folder", lambda path: path.mkdir())):
+        make(tiny_checkpoint.with_name(f"{name}.safetensors"))
+        tiny_checkpoint.with_name(f"{name}.json").write_bytes(tiny_checkpoint.with_suffix(".json").read_bytes())
+    code, out, err = run("models")
+    assert (code, err) == (0, "")
+    assert "tiny" in out
+    names = [*checkpoints.available(), "gone"]
+    assert not {"link", "folder"} & set(names)
+    monkeypatch.setattr(checkpoints, "available", lambda: names)  # of which one is deleted meanwhile
+    code, listed, err = run("models")
+    assert (code, listed) == (2, out)
+    assert err.startswith("error: no checkpoint named 'gone'")
+
+
+def test_a_folder_of_checkpoints_of_a_user_that_there_is_not_is_one_line(run, monkeypatch):
+    monkeypatch.setenv("VTVIZ_CHECKPOINTS", "~nosuchuser/x")
+    assert run("models") == (2, "", "error: '~nosuchuser/x': Could not determine home directory.\n")
+    with pytest.raises(CheckpointError, match="'~nosuchuser/x'"):
+        checkpoints.load("tiny")
 
 
 # --- profile
@@ -93,12 +115,12 @@ def test_help_names_every_verb_and_teaches(run):
     out = run("extract", "--help")[1]
     assert "vtviz extract cat.jpg --out out" in out
     assert "panel.png" in out
-    assert vtviz.predictor.DEFAULT_MODEL in out
+    assert predictor.DEFAULT_MODEL in out
 
 
 def test_segment_help_names_the_model_that_is_taken(run):
     out = run("segment", "--help")[1]
-    assert vtviz.predictor.DEFAULT_SEGMENTER in out
+    assert predictor.DEFAULT_SEGMENTER in out
     assert "NAME_overlay.png" in out
 
 

@@ -261,13 +261,13 @@ def _look_up(text: str, *, is_path: bool) -> Path:
 
 def available() -> list[str]:
     """Names of the checkpoints in ``checkpoints/`` beside the package and in ``$VTVIZ_CHECKPOINTS``, sorted."""
-    files = {f.stem for folder in _folders() for f in folder.glob("*.safetensors") if f.with_suffix(".json").is_file()}
-    return sorted(files)
+    files = [f for folder in _folders() for f in folder.glob("*.safetensors")]
+    return sorted({f.stem for f in files if f.is_file() and f.with_suffix(".json").is_file()})
 
 
 def _folders() -> list[Path]:
     """Where names are looked up; several folders in the variable are separated as in PATH."""
-    extra = [Path(p).expanduser() for p in os.environ.get("VTVIZ_CHECKPOINTS", "").split(os.pathsep) if p]
+    extra = [at_home(p) for p in os.environ.get("VTVIZ_CHECKPOINTS", "").split(os.pathsep) if p]
     return [*extra, Path(__file__).resolve().parent.parent / "checkpoints"]
 
 

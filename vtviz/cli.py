@@ -244,8 +244,8 @@ def models(as_json: Json = False) -> None:
 
     cards, broken = [], False
     for name in checkpoints.available():
-        path = checkpoints.find(name)
         try:
+            path = checkpoints.find(name)
             cards.append((name, path, checkpoints.read_card(path)))
         except CheckpointError as error:
             broken = True
