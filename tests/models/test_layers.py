@@ -31,6 +31,17 @@ def test_scale_and_shift_are_batch_norm_in_evaluation():
     torch.testing.assert_close(x * scale[:, None, None] + shift[:, None, None], norm(x))
 
 
+@pytest.mark.parametrize("part", ["conv", "norm"])
+def test_hooks_of_the_way_back_are_called(part):
+    layer = _unsettle(Pointwise(2, 8, 16))
+    seen = []
+    hooked = getattr(layer, part)
+    hooked.register_full_backward_hook(lambda *_: seen.append("after"))
+    hooked.register_full_backward_pre_hook(lambda *_: seen.append("before"))
+    layer(torch.randn(2, 8, 4, 4, requires_grad=True)).sum().backward()
+    assert seen == ["before", "after"]
+
+
 @pytest.mark.parametrize("groups", [1, 4, 32])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_a_pointwise_convolution_folds_its_norm(groups, layout):

@@ -42,6 +42,10 @@ class BatchNorm2d(nn.BatchNorm2d):
         return _OwnLayout.apply(x) if x.requires_grad and x.device.type == "cpu" else x
 
 
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+"""Where a module keeps its hooks: torch has no other way to ask."""
+
+
 def folds(norm: nn.Module, conv: nn.Module | None = None) -> bool:
     """Whether this call may take a norm's scale and shift in the place of the norm, and scale ``conv``'s weights by it.
 
@@ -52,7 +56,7 @@ def folds(norm: nn.Module, conv: nn.Module | None = None) -> bool:
     if type(norm) not in kinds or norm.training or norm.running_var is None or norm.weight is None:
         return False
     parts = (norm,) if conv is None else (norm, conv)
-    hooked = any(part._forward_hooks or part._forward_pre_hooks for part in parts)  # noqa: SLF001 - torch has no other
+    hooked = any(getattr(part, hooks) for part in parts for hooks in _HOOKS)
     return not hooked and (conv is None or type(conv) is nn.Conv2d)
 
 
