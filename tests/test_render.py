@@ -10,6 +10,7 @@ from vtviz.errors import ConfigError, ImageError
 from vtviz.geometry import fit
 from vtviz.lettering import lettering
 from vtviz.render import COLORMAPS, INK, _ticks, colorbar, colorize, overlay, value_range
+from vtviz.thumbnails import shrink
 from vtviz.token_grid import grid
 from vtviz.tokens import LayerMaps, TokenMaps
 
@@ -211,6 +212,18 @@ def test_maps_without_their_photo(maps, chelsea, coffee, tmp_path):
             draw(bare, image=coffee)
         with pytest.raises(ImageError, match="no such image"):
             draw(bare, image=tmp_path / "none.png")
+
+
+@pytest.mark.parametrize("draw", [overlay, grid, lambda maps: shrink(maps, 96).image])
+def test_a_photo_put_into_maps_is_any_that_can_be_read(maps, chelsea, draw):
+    expected = draw(maps)
+    opaque = np.dstack([chelsea, np.full(chelsea.shape[:2], 255, np.uint8)])
+    for photo in (Image.fromarray(chelsea), (chelsea / 255).astype(np.float32), opaque):
+        np.testing.assert_array_equal(draw(replace(maps, image=photo)), expected)
+    with pytest.raises(ImageError, match="must have values from 0 to 1"):
+        draw(replace(maps, image=chelsea.astype(np.float32)))
+    with pytest.raises(ConfigError, match=r"got one of \(100, 100\)"):
+        draw(replace(maps, image=chelsea[:100, :100]))
 
 
 @pytest.mark.parametrize(

@@ -164,10 +164,15 @@ def photo_of(maps: TokenMaps, image: images.ImageSource | None) -> np.ndarray:
 
     Raises:
         ConfigError: where there is none, or it does not fit the maps.
+        ImageError: for one that cannot be read.
     """
-    photo = maps.image if image is None else images.load(image)
-    if photo is None:
+    source = maps.image if image is None else image
+    if source is None:
         raise ConfigError("these maps do not hold their image; pass it as image=")
+    if image is None and isinstance(source, np.ndarray) and source.dtype == np.uint8 and source.shape[2:] == (3,):
+        photo = source
+    else:  # also what somebody has put into the maps
+        photo = images.load(source)
     if photo.shape[:2] != maps.geometry.original:
         raise ConfigError(
             f"the maps are of an image of (H, W) = {maps.geometry.original}, got one of {photo.shape[:2]}"

@@ -47,11 +47,17 @@ def thumbnails(maps: TokenMaps, side: int = 96, *, opacity: float = 0.55, cmap: 
 
 
 def shrink(maps: TokenMaps, side: int) -> TokenMaps:
-    """The same maps of a smaller photo, its longer side ``side`` pixels. Raises ConfigError where there is no photo."""
+    """The same maps of a smaller photo, its longer side ``side`` pixels.
+
+    Raises:
+        ConfigError: where there is no photo, or it does not fit the maps.
+        ImageError: where somebody put one into the maps that cannot be read.
+    """
     if maps.image is None:
         raise ConfigError("these maps do not hold their image; put it in with dataclasses.replace(maps, image=...)")
-    longer = max(maps.image.shape[:2])
-    height, width = (max(round(n * side / longer), side // 4) for n in maps.image.shape[:2])
+    original = render.photo_of(maps, None)
+    longer = max(original.shape[:2])
+    height, width = (max(round(n * side / longer), side // 4) for n in original.shape[:2])
     how = cv2.INTER_AREA if longer > side else cv2.INTER_LINEAR
-    photo = cv2.resize(maps.image, (width, height), interpolation=how)
+    photo = cv2.resize(original, (width, height), interpolation=how)
     return replace(maps, image=photo, geometry=replace(maps.geometry, original=(height, width)))
