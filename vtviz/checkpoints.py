@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from vtviz.card import Card, Preprocessing
 from vtviz.errors import CheckpointError, VtvizError, did_you_mean
 from vtviz.files import write
-from vtviz.models.registry import config_to_dict, model_from_config
+from vtviz.models.registry import config_to_dict, model_from_config, plain_model
 
 __all__ = [
     "Card",
@@ -54,7 +54,7 @@ def save(path: str | os.PathLike[str], model: nn.Module, card: Card, *, half: bo
 
     Args:
         path: of the ``.safetensors`` file; folders are made.
-        model: whose configuration is ``card.config``.
+        model: whose configuration is ``card.config``; of a compiled one what it wraps.
         card: its ``sha256`` is filled in.
         half: store weight matrices and kernels as float16; vectors (norms, biases, running statistics) stay float32.
 
@@ -67,8 +67,10 @@ def save(path: str | os.PathLike[str], model: nn.Module, card: Card, *, half: bo
     path = Path(path)
     if path.suffix != ".safetensors":
         raise CheckpointError(f"{path}: a checkpoint's name must end in .safetensors")
+    model = plain_model(model)
     if config_to_dict(model.config) != card.config:
         raise CheckpointError(f"{path}: the model's configuration is not the card's")
+    check_names(path, _blank(path, card).state_dict(), model.state_dict())  # a folded model has others
     tensors = {}
     for name, value in model.state_dict().items():
         stored = value.detach().cpu().contiguous()
@@ -120,15 +122,20 @@ def load(source: str | os.PathLike[str], *, device: str | torch.device = "cpu") 
     path = find(source)
     card, data = _read_pair(path)
     tensors = _parse_safetensors(path, data)
-    try:
-        with torch.device("meta"):  # no memory, no time and no random numbers before the shapes are known to fit
-            model = model_from_config(card.model, card.config)
-    except (VtvizError, TypeError, ValueError, ArithmeticError, LookupError, RuntimeError) as error:
-        raise CheckpointError(f"{path.with_suffix('.json')}: {one_line(error)}") from None
+    model = _blank(path, card)
     expected = model.state_dict()
     check_names(path, expected, tensors)
     model.load_state_dict(converted(path, expected, tensors), assign=True)
     return model.eval().to(device), card
+
+
+def _blank(path: Path, card: Card) -> nn.Module:
+    """The model that a card describes: no memory, no time and no random numbers before the shapes are known to fit."""
+    try:
+        with torch.device("meta"):
+            return model_from_config(card.model, card.config)
+    except (VtvizError, TypeError, ValueError, ArithmeticError, LookupError, RuntimeError) as error:
+        raise CheckpointError(f"{path.with_suffix('.json')}: {one_line(error)}") from None
 
 
 def _read_pair(path: Path) -> tuple[Card, bytes]:
