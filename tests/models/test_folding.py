@@ -3,9 +3,11 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrizations
 
 from vtviz.models.folding import fold, to_bfloat16
 from vtviz.models.registry import build_model
+from vtviz.models.resnet import BasicBlock
 from vtviz.models.visual_transformer import Projector, Tokenizer, Transformer
 
 SMALL = {"num_tokens": 4, "token_channels": 64, "heads": 2}
@@ -68,3 +70,26 @@ def test_in_bfloat16_weights_are_converted_once_and_answers_are_as_near_as_autoc
         got, plain = lowered(x), model(x)
     error, usual = ((y.float() - expected).abs().mean() for y in (got, plain))
     assert 0 < error < 2 * usual
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("change", ["group norms", "norms of the batch", "weight norm", "hook"])
+def test_what_cannot_be_folded_stays_as_it_is(change):
+    torch.manual_seed(0)
+    model, seen = build_model("vt_resnet18", num_classes=5, **MODELS["vt_resnet18"]).eval(), []
+    for block in (m for m in model.modules() if isinstance(m, BasicBlock)):
+        if change == "group norms":
+            block.bn1 = nn.GroupNorm(8, block.bn1.num_features)
+        elif change == "norms of the batch":
+            block.bn1 = nn.BatchNorm2d(block.bn1.num_features, track_running_stats=False).eval()
+        elif change == "weight norm":
+            parametrizations.weight_norm(block.conv1)
+        else:
+            block.bn1.register_forward_hook(lambda *_: seen.append(1))
+    x = torch.randn(2, 3, 64, 64)
+    expected = model(x)
+    called = len(seen)
+    assert (fold(model)(x) - expected).abs().max() < 1e-4 * expected.abs().max()
+    assert len(seen) == 2 * called
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.isfinite(to_bfloat16(model)(x)).all()

@@ -10,19 +10,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from vtviz.models.layers import Pointwise
+from vtviz.models.layers import Pointwise, folds
 from vtviz.models.resnet import BasicBlock, Bottleneck, ResNetBackbone
 
 
 def fold(model: nn.Module) -> nn.Module:
-    """A copy in evaluation mode that computes the same, every batch norm behind a convolution folded into it."""
+    """A copy in evaluation mode that computes the same, every batch norm behind a convolution folded into it.
+
+    What somebody has put in the place of either, or hooked, stays as it is: see :func:`~vtviz.models.layers.folds`.
+    """
     folded = copy.deepcopy(model).eval()
     for module in list(folded.modules()):
         for owner, conv, norm in _pairs(module):
-            if isinstance(getattr(owner, norm), nn.Identity):  # folded already
-                continue
-            setattr(owner, conv, fuse_conv_bn_eval(getattr(owner, conv), getattr(owner, norm)))
-            setattr(owner, norm, nn.Identity())
+            if folds(getattr(owner, norm), getattr(owner, conv)):  # and is not folded already
+                setattr(owner, conv, fuse_conv_bn_eval(getattr(owner, conv), getattr(owner, norm)))
+                setattr(owner, norm, nn.Identity())
     return folded
 
 

@@ -57,7 +57,7 @@ def folds(norm: nn.Module, conv: nn.Module | None = None) -> bool:
         return False
     parts = (norm,) if conv is None else (norm, conv)
     hooked = any(getattr(part, hooks) for part in parts for hooks in _HOOKS)
-    return not hooked and (conv is None or type(conv) is nn.Conv2d)
+    return not hooked and (conv is None or type(conv) in (nn.Conv1d, nn.Conv2d))
 
 
 def scale_and_shift(norm: Any) -> tuple[Tensor, Tensor]:
