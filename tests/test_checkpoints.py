@@ -169,7 +169,7 @@ def deep(value, levels):
         (lambda p: edit_card(p, class_ids=["a"] * 5), "must be unique"),
         (lambda p: edit_card(p, seed=True), "seed must be int"),
         (lambda p: edit_card(p, task="captioning"), "task must be one of"),
-        (lambda p: edit_card(p, preprocessing={"size": 0}), "preprocessing needs size"),
+        (lambda p: edit_card(p, preprocessing={"size": 0}), "preprocessing needs a whole size"),
         (lambda p: edit_card(p, preprocessing={"mean": [0.5]}), "3 means"),
         (lambda p: edit_card(p, preprocessing={"sise": 3}), "card: preprocessing has no field 'sise'"),
         (lambda p: edit_card(p, palette=[1]), "palette must be"),
@@ -245,6 +245,12 @@ def test_a_card_cannot_ask_for_memory(tiny_checkpoint):
 def test_cards_are_json(tiny_model, tiny_card):
     card = tiny_card(tiny_model(), preprocessing=Preprocessing(96), epochs=2.5, tokens={"block0": {"peak": 4.5}})
     assert Card.from_dict(json.loads(json.dumps(card.to_dict()))) == card
+
+
+@pytest.mark.parametrize("size", [16, 31, 1025, 224.0, True, "224"])
+def test_a_size_that_no_call_would_take_is_refused_in_the_card(size):
+    with fails(r"preprocessing needs a whole size of 32 to 1024, .* got "):
+        Preprocessing(size=size)
 
 
 def test_normalize():

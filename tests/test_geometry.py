@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import numpy as np
@@ -70,6 +71,12 @@ def test_options_that_cannot_work(options, match):
         fit((300, 451), **options)
     with pytest.raises(ConfigError, match=r"original must be two integers of at least 1, got \(0, 5\)"):
         fit((0, 5))
+
+
+def test_any_whole_number_will_do():
+    geometry = fit((300, 451), size=np.int64(96), multiple=np.uint8(32))
+    assert geometry == fit((300, 451), size=96, multiple=32)
+    assert all(type(n) is int for pair in dataclasses.astuple(geometry) for n in pair)
 
 
 # --- Geometry

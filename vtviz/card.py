@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from vtviz.errors import CheckpointError, did_you_mean
-from vtviz.geometry import MAX_SIDE
+from vtviz.geometry import MAX_SIDE, MIN_SIDE
 
 LEAST_STD = 1e-6
 """Of preprocessing: divided by less, a pixel is no number that a network can do with."""
@@ -35,9 +35,11 @@ class Preprocessing:
 
     def __post_init__(self) -> None:
         numbers = len(self.mean) == len(self.std) == 3 and all(map(math.isfinite, (*self.mean, *self.std)))
-        if not (1 <= self.size <= MAX_SIDE and numbers and min(self.std) >= LEAST_STD):
+        size = type(self.size) is int and MIN_SIDE <= self.size <= MAX_SIDE
+        if not (size and numbers and min(self.std) >= LEAST_STD):
             raise CheckpointError(
-                f"preprocessing needs size >= 1 and <= {MAX_SIDE}, 3 means and 3 positive stds, got {str(self)[:200]}"
+                f"preprocessing needs a whole size of {MIN_SIDE} to {MAX_SIDE}, 3 means and 3 positive stds, "
+                f"got {str(self)[:200]}"
             )
 
     def normalize(self, images: Tensor) -> Tensor:

@@ -7,7 +7,9 @@ Coordinates are (y, x) and name pixel centres: index i is the centre of pixel i,
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -102,10 +104,7 @@ def fit(original: tuple[int, int], *, size: int = 224, crop: str | None = None, 
     Raises:
         ConfigError: for a size, multiple or crop that is none.
     """
-    if type(size) is not int or not MIN_SIDE <= size <= MAX_SIDE:
-        raise ConfigError(f"size must be a whole number of pixels from {MIN_SIDE} to {MAX_SIDE}, got {size!r}")
-    if type(multiple) is not int or not 1 <= multiple <= MAX_SIDE:
-        raise ConfigError(f"multiple must be a whole number of pixels from 1 to {MAX_SIDE}, got {multiple!r}")
+    size, multiple = _whole("size", size, MIN_SIDE), _whole("multiple", multiple, 1)
     _check_pair("original", original, least=1)
     height, width = original
     if crop == "center":
@@ -120,6 +119,14 @@ def fit(original: tuple[int, int], *, size: int = 224, crop: str | None = None, 
     least, most = -(-MIN_SIDE // multiple), MAX_SIDE // multiple
     h, w = (min(max(round(side * scale / multiple), least), most) * multiple for side in (height, width))
     return Geometry((height, width), (h, w), (0, 0), (h, w))
+
+
+def _whole(name: str, number: Any, least: int) -> int:
+    """``number`` of pixels as a Python integer; raises ConfigError unless it is one from ``least`` to MAX_SIDE."""
+    with suppress(TypeError):
+        if not isinstance(number, bool) and least <= (value := operator.index(number)) <= MAX_SIDE:
+            return value
+    raise ConfigError(f"{name} must be a whole number of pixels from {least} to {MAX_SIDE}, got {number!r}")
 
 
 def to_tensor(image: np.ndarray, geometry: Geometry) -> torch.Tensor:

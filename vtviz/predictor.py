@@ -75,7 +75,8 @@ class Predictor:
             None.
 
     Raises:
-        ConfigError: where the number of classes or colours is not the model's, or a device is not to be had here.
+        ConfigError: where the number of classes or colours is not the model's, a device is not to be had here, or the
+            model takes other images than those of 3 channels.
     """
 
     def __init__(
@@ -93,6 +94,8 @@ class Predictor:
         self.engine = engine or TorchEngine(self.model)
         self.card = card
         self.name: str = card.name if card else type(model).__name__
+        if config.in_channels != 3:
+            raise ConfigError(f"{self.name} takes images of {config.in_channels} channels, and photos have 3")
         if classes is None:
             classes = card.classes if card else [str(i) for i in range(config.num_classes)]
         if len(classes) != config.num_classes:

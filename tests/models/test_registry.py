@@ -1,6 +1,7 @@
 import json
 from dataclasses import asdict
 
+import numpy as np
 import pytest
 import torch
 
@@ -44,6 +45,15 @@ def test_an_ablation_changes_one_thing(name, preset, field):
 def test_overrides_reach_the_model_and_its_stage():
     config = make_config("vt_resnet18", "text", num_classes=7, num_tokens=4, dropout=0.2)
     assert (config.num_classes, config.dropout, config.stage.num_tokens, config.stage.kqv_groups) == (7, 0.2, 4, 8)
+
+
+def test_any_whole_number_will_do_and_is_kept_as_pythons():
+    config = make_config("vt_resnet18", num_classes=np.int64(7), num_tokens=np.uint8(4))
+    assert config == make_config("vt_resnet18", num_classes=7, num_tokens=4)
+    assert json.loads(json.dumps(config_to_dict(config)))["num_classes"] == 7
+    for wrong in (True, 7.0, np.float64(7), "7"):
+        with pytest.raises(ConfigError, match="option 'num_classes' must be of type int"):
+            make_config("vt_resnet18", num_classes=wrong)
 
 
 @pytest.mark.parametrize(

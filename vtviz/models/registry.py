@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from typing import Any, get_type_hints
@@ -80,8 +81,7 @@ def make_config(name: str, preset: str | None = None, **overrides: Any) -> Any:
         if key not in own | stage_fields:
             raise ConfigError(f"{name} has no option {key!r}{did_you_mean(key, own | stage_fields)}")
     kinds = get_type_hints(type(config)) | (get_type_hints(type(stage)) if stage is not None else {})
-    for key, value in overrides.items():
-        _check_kind(name, key, kinds[key], value)
+    overrides = {key: _of_kind(name, key, kinds[key], value) for key, value in overrides.items()}
     if stage is not None:
         inner = {k: v for k, v in overrides.items() if k in stage_fields}
         config = replace(config, stage=replace(stage, **inner))
@@ -123,9 +123,13 @@ def model_from_config(name: str, data: Mapping[str, Any]) -> nn.Module:
     return entry.build(_from_dict(type(entry.presets["counts"]), data, name))
 
 
-def _check_kind(name: str, key: str, expected: type, value: Any) -> None:
+def _of_kind(name: str, key: str, expected: type, value: Any) -> Any:
+    """An option's value, NumPy's whole numbers as Python's, which JSON takes; ConfigError for one of another kind."""
+    if expected is int and not isinstance(value, bool) and hasattr(value, "__index__"):
+        return operator.index(value)
     if type(value) is not expected and not (expected is float and type(value) is int):
         raise ConfigError(f"{name}: option {key!r} must be of type {expected.__name__}, got {value!r}")
+    return value
 
 
 def _from_dict(kind: type, data: Mapping[str, Any], name: str) -> Any:
@@ -142,8 +146,7 @@ def _from_dict(kind: type, data: Mapping[str, Any], name: str) -> Any:
         if isinstance(expected, type) and is_dataclass(expected):
             values[key] = _from_dict(expected, value, name)
         else:
-            _check_kind(name, key, expected, value)
-            values[key] = value
+            values[key] = _of_kind(name, key, expected, value)
     try:
         return kind(**values)
     except TypeError as error:
