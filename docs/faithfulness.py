@@ -68,6 +68,8 @@ def table(result: dict[str, Any]) -> str:
 def _interval(value: dict[str, float] | None, *, signed: bool) -> str:
     if value is None:
         return ""
+    if value["low"] is None:  # of a single photo
+        return f"{value['mean']:{'+' if signed else ''}.3f}".replace("-", "−")
     mean, low, high = (f"{value[key]:{'+' if signed else ''}.3f}".replace("-", "−") for key in ("mean", "low", "high"))
     return f"{mean} ({low} to {high})"
 
@@ -80,7 +82,8 @@ def _conclude(methods: Sequence[dict[str, Any]]) -> str:
         for each in methods:
             if each["method"] != "centre":
                 value = each[f"{measure}_over_centre"]
-                low, high = sorted((better * value["low"], better * value["high"]))
+                ends = (-1.0, 1.0) if value["low"] is None else (better * value["low"], better * value["high"])
+                low, high = sorted(ends)
                 group = list(groups)[0 if low > 0 else 2 if high < 0 else 1]
                 groups[group].append(NAMES[each["method"]])
         found = "; ".join(f"{words}: {' · '.join(names) or 'none'}" for words, names in groups.items())

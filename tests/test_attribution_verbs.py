@@ -81,26 +81,28 @@ def test_attribute_says_in_one_line_what_is_wrong(run, photos, options, message)
 
 
 def test_faithfulness_prints_a_table_and_json_as_the_api_says(run, photos, tmp_path):
-    command = ("faithfulness", "--data", photos, "--n", "2", "--method", "grad_cam", "--seed", "3")
+    command = ("faithfulness", "--data", photos, "--n", "2", "--method", "gradient_x_token", "--seed", "3")
     code, out, err = run(*command, "--out", tmp_path / "out")
     assert (code, err) == (0, "")
     assert out.startswith("tiny on 2 images")
     rows = {line.split()[0]: line for line in out.splitlines()}
-    assert [line.count("[") for line in (rows["grad_cam"], rows["random"], rows["centre"])] == [4, 3, 3]
+    assert [line.count("[") for line in (rows["gradient_x_token"], rows["random"], rows["centre"])] == [4, 3, 3]
     code, out, err = run(*command, "--json")
     assert (code, err) == (0, "")
     told = json.loads(out)
     picked = pick_images(sorted(photos.rglob("*.png")), 2, 3)
     assert [i["image"] for i in told["images"]] == [str(p) for p in picked]
     assert {p.parent.name for p in picked} == {"cats", "cups"}
-    found = measure_faithfulness(load_model("tiny", "cpu"), picked, ["grad_cam"], size=64, seed=3).to_dict()
+    found = measure_faithfulness(load_model("tiny", "cpu"), picked, ["gradient_x_token"], size=64, seed=3).to_dict()
     saved = json.loads((tmp_path / "out" / "faithfulness.json").read_text())
     for other in (found, saved):
         for ours, theirs in zip(told["methods"], other["methods"], strict=True):
             for measure in ("deletion", "insertion", "insertion_over_centre"):
                 assert ours[measure] == pytest.approx(theirs[measure])
     with np.load(tmp_path / "out" / "faithfulness.npz") as arrays:
-        assert arrays["grad_cam.deletion"].mean(axis=0).tolist() == pytest.approx(saved["methods"][0]["deletion_curve"])
+        assert arrays["gradient_x_token.deletion"].mean(axis=0).tolist() == pytest.approx(
+            saved["methods"][0]["deletion_curve"]
+        )
 
 
 def test_faithfulness_without_random_weights_does_not_speak_of_them(run, photos):

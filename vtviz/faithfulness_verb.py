@@ -80,7 +80,8 @@ def faithfulness(
     - [bold]deletion[/bold]: area under the probability of the first guess as the pixels that a map ranks highest are
       blurred away first; lower is better.
     - [bold]insertion[/bold]: the same as they come back into the blurred image; higher is better.
-    - [bold]random weights[/bold]: rank correlation with the map of the same network untrained; 0 is right.
+    - [bold]random weights[/bold]: rank correlation with the map of the same network untrained, another for each photo;
+      0 is right. Maps that are the same everywhere rank nothing and are left out.
 
     With 95 % intervals over the images. It takes minutes: try it with a few images first.
 
@@ -144,4 +145,6 @@ def _cell(interval: Interval | None, *, signed: bool) -> str:
     if interval is None:
         return ""
     sign = "+" if signed else ""
+    if interval.low is None:
+        return f"{interval.mean:{sign}.3f}"
     return f"{interval.mean:{sign}.3f} [{interval.low:{sign}.3f}, {interval.high:{sign}.3f}]"

@@ -226,6 +226,8 @@ def test_rows_are_made_as_they_are_needed(classifier, chelsea, monkeypatch):
 def test_wrong_use_is_one_line(classifier, chelsea):
     with pytest.raises(ConfigError, match="unknown mode 'absend'; did you mean 'absent'"):
         ablate(classifier, chelsea, modes=["absend"])
+    with pytest.raises(ConfigError, match="at least one mode is needed, of absent, mean, random, gaussian"):
+        ablate(classifier, chelsea, modes=[])
     with pytest.raises(ConfigError, match="the mode mean needs a reference"):
         ablate(classifier, chelsea, modes=["mean"])
     with pytest.raises(ConfigError, match="draws must be at least 1, got 0"):

@@ -112,6 +112,14 @@ def test_what_a_crop_cut_off_is_unknown(predictor, coffee):
         assert item.to_dict()["range"][0] < item.to_dict()["range"][1]
 
 
+def test_a_crop_that_left_no_pixel_s_centre_is_no_traceback(predictor, coffee, tmp_path):
+    found = attribute(predictor, coffee[:1, :40], ["gradient_x_token"], size=64, crop="center")
+    assert np.isnan(found["gradient_x_token"].map).all()
+    written = save_attributions(found, tmp_path)
+    (told,) = json.loads(written["attributions.json"].read_text(), parse_constant=pytest.fail)["methods"]
+    assert told["range"] == [None, None]
+
+
 # --- the methods themselves
 
 

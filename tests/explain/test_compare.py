@@ -175,9 +175,12 @@ def test_epochs_that_are_not_there_or_damaged(run, tmp_path):
         side_of_epoch(run, 3)
     with pytest.raises(DataError, match="no token maps of epoch 1; it has none of any"):
         side_of_epoch(tmp_path, 1)
-    (run / "probe" / "epoch0001.npz").write_bytes(b"nothing")
-    with pytest.raises(DataError, match="epoch 1 is damaged"):
-        side_of_epoch(run, 1)
+    whole = bytearray((run / "probe" / "epoch0012.npz").read_bytes())
+    whole[100] ^= 0xFF  # within what is compressed
+    for damaged in (b"nothing", whole):
+        (run / "probe" / "epoch0001.npz").write_bytes(damaged)
+        with pytest.raises(DataError, match="epoch 1 is damaged"):
+            side_of_epoch(run, 1)
     np.savez(run / "probe" / "epoch0001.npz", block0=np.ones((2, 3, 3)))
     with pytest.raises(DataError, match="does not hold the maps of 2 layers"):
         side_of_epoch(run, 1)

@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
 from vtviz.errors import ConfigError, DataError
+from vtviz.explain import faithfulness
 from vtviz.explain.curves import STEPS, area, blurred, bootstrap, curves, order
 from vtviz.explain.faithfulness import BASELINES, measure_faithfulness, pick_images, with_random_weights
 from vtviz.geometry import fit, to_tensor
@@ -92,13 +94,14 @@ def test_area_is_the_mean_height():
 
 def test_intervals_cover_the_truth_as_often_as_they_say():
     rng = np.random.default_rng(1)
-    covered = [low <= 3 <= high for _, low, high in (bootstrap(rng.normal(3, 2, 60), seed) for seed in range(200))]
+    covered = [low <= 3 <= high for _, low, high, _ in (bootstrap(rng.normal(3, 2, 60), seed) for seed in range(200))]
     assert 0.88 <= np.mean(covered) <= 0.99
     values = rng.normal(3, 2, 400)
-    mean, low, high = bootstrap(values)
+    mean, low, high, n = bootstrap(values)
+    assert n == 400
     assert mean == pytest.approx(values.mean())
     assert (high - low) == pytest.approx(2 * 1.96 * values.std() / 20, rel=0.1)
-    assert bootstrap(np.array([0.25])) == (0.25, 0.25, 0.25)
+    assert bootstrap(np.array([0.25])) == (0.25, None, None, 1)  # of one image nobody knows
     assert bootstrap(values + 1).low == pytest.approx(low + 1)  # the same seed draws the same images
 
 
@@ -152,7 +155,7 @@ def test_summary_is_of_areas_and_of_pairs(found):
     )
     assert told["randomization"].mean == pytest.approx(grad_cam.randomization.mean())
     assert all(each.low <= each.mean <= each.high for each in told.values())
-    assert summary["centre"]["deletion_over_centre"] == (0, 0, 0)
+    assert summary["centre"]["deletion_over_centre"] == (0, 0, 0, 2)
     assert "randomization" not in summary["random"]
 
 
@@ -262,6 +265,46 @@ def test_each_image_has_a_random_map_of_its_own(predictor, chelsea):
     assert not np.allclose(*by_name["random"].deletion)
     for name in ("gradient_x_token", "centre"):
         np.testing.assert_allclose(*by_name[name].deletion, atol=1e-5)
+
+
+def test_each_image_has_random_weights_of_its_own(predictor, chelsea):
+    """One network for all would make the interval that of this network."""
+    found = measure_faithfulness(predictor, [chelsea] * 3, ["gradient_x_token"], size=64)
+    assert len(set(found.methods[0].randomization.tolist())) == 3
+    again = measure_faithfulness(predictor, [b"nothing", chelsea, chelsea], ["gradient_x_token"], size=64)
+    assert again.methods[0].randomization == pytest.approx(found.methods[0].randomization[1:], abs=1e-6)
+
+
+def test_a_map_that_ranks_nothing_passes_no_check(predictor, chelsea, monkeypatch):
+    def dead(given, seed):
+        twin = with_random_weights(given, seed)
+        if seed == 1:
+            nn.init.zeros_(twin.model.fc.weight)  # no gradient comes back
+        return twin
+
+    monkeypatch.setattr(faithfulness, "with_random_weights", dead)
+    found = measure_faithfulness(predictor, [chelsea] * 3, ["gradient_x_token"], size=64)
+    told = found.summary()["gradient_x_token"]
+    assert np.isnan(found.methods[0].randomization).tolist() == [False, True, False]
+    assert told["randomization"].mean == pytest.approx(np.nanmean(found.methods[0].randomization))
+    assert (told["randomization"].n, told["deletion"].n) == (2, 3)
+    json.dumps(found.to_dict(), allow_nan=False)
+
+
+def test_a_photo_without_the_class_is_skipped_and_named(tiny_model, chelsea):
+    model = tiny_model("vt_fpn_resnet18")
+    last = [part for part in model.modules() if isinstance(part, nn.Conv2d)][-1]
+    nn.init.normal_(last.weight, std=5, generator=torch.Generator().manual_seed(0))  # its photos have several classes
+    predictor = Predictor(model)
+    tall = np.ascontiguousarray(chelsea[:, :1].repeat(300, axis=1))  # stripes
+    labels = [set(np.unique(predictor.segment(photo, size=64).labels)) for photo in (chelsea, tall)]
+    (index, *_) = labels[1] - labels[0]
+    found = measure_faithfulness(predictor, [chelsea, tall], ["grad_cam"], target=int(index), size=64, randomize=False)
+    assert found.images == ("image 1",)
+    assert list(found.skipped) == ["image 0"]
+    assert found.skipped["image 0"].startswith(f"image 0: no pixel is predicted as '{predictor.classes[index]}'")
+    with pytest.raises(ConfigError, match="no pixel is predicted as"):
+        measure_faithfulness(predictor, [chelsea], ["grad_cam"], target=int(index), size=64)
 
 
 def test_images_are_picked_evenly_and_by_seed(tmp_path):

@@ -75,7 +75,7 @@ def test_three_blocks_pass_tokens_on_first_in_first_out(extract):
 @pytest.mark.parametrize("options", [{"blocks": 3}, {"blocks": 3, "dynamic": False}, {"blocks": 1}])
 def test_a_slot_is_named_by_the_map_that_gathered_its_token(extract, options):
     maps = extract(**options)
-    names = slot_names([(layer.kept, layer.num_tokens) for layer in maps.layers])
+    names = slot_names([(layer.name, layer.kept, layer.num_tokens) for layer in maps.layers])
     for index, (tokens, said) in enumerate(zip(lineage(maps).tokens, names, strict=True)):
         for token, name in zip(tokens, said, strict=True):
             layer, number = token.gathered
@@ -84,7 +84,8 @@ def test_a_slot_is_named_by_the_map_that_gathered_its_token(extract, options):
 
 
 def test_without_the_layer_before_a_kept_token_has_no_number():
-    assert slot_names([(2, 1), (1, 1)]) == [["kept", "kept", "0"], ["kept 0", "0"]]
+    assert slot_names([("block1", 2, 1), ("block2", 1, 1)]) == [["kept", "kept", "0"], ["kept 0", "0"]]
+    assert slot_names([("block0", 0, 4), ("block2", 2, 2)]) == [list("0123"), ["kept", "kept", "0", "1"]]
 
 
 def test_without_dynamic_tokenizers_half_is_kept_and_the_rest_ends(extract):

@@ -96,7 +96,7 @@ class Ablation:
     @property
     def names(self) -> list[list[str]]:
         """What the L tokens of each layer are called; see :func:`vtviz.explain.lineage.slot_names`."""
-        return slot_names([(x.kept, len(next(iter(x.effects.values()))) - x.kept) for x in self.layers])
+        return slot_names([(x.name, x.kept, len(next(iter(x.effects.values()))) - x.kept) for x in self.layers])
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON data."""
@@ -324,6 +324,8 @@ def _check(
 ) -> None:
     if not predictor.strides:
         raise ConfigError(f"{predictor.name} is a model without tokens: there is nothing to take out")
+    if not modes:
+        raise ConfigError(f"at least one mode is needed, of {', '.join(MODES)}")
     for mode in modes:
         if mode not in MODES:
             raise ConfigError(f"unknown mode {mode!r}{did_you_mean(mode, MODES)}")

@@ -62,11 +62,12 @@ class Attribution:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON data, without the maps."""
         tokens = None if self.tokens is None else {name: a.tolist() for name, a in self.tokens.items()}
+        seen = self.map[~np.isnan(self.map)]  # nothing where a crop left no pixel's centre
         return {
             "method": self.method,
             "signed": self.signed,
             "unit": METHODS[self.method].unit,
-            "range": [float(np.nanmin(self.map)), float(np.nanmax(self.map))],
+            "range": [float(end(seen)) if seen.size else None for end in (np.min, np.max)],
             "tokens": tokens,
             "total": self.total,
             "difference": self.difference,
@@ -142,7 +143,7 @@ class Attributions:
         np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]  # typed as if names could clash with options
         with staged(folder) as stage:
             (stage / "attributions.npz").write_bytes(buffer.getvalue())
-            text = json.dumps(self.to_dict(), indent=1, ensure_ascii=False)
+            text = json.dumps(self.to_dict(), indent=1, ensure_ascii=False, allow_nan=False)
             (stage / "attributions.json").write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
             return publish(stage, folder, ("attributions.npz", "attributions.json"))
 

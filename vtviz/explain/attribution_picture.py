@@ -29,6 +29,8 @@ BAR, NAMES, CELL, ROW = 250, 200, 46, 24
 def scale_end(item: Attribution) -> float:
     """The end of a map's colour scale, which reaches as far below 0 as above: its 99th percentile without sign."""
     values = np.abs(item.map[~np.isnan(item.map)])
+    if not values.size:  # a crop left no pixel's centre
+        return 1.0
     return float(np.percentile(values, 100 - BEYOND)) or float(values.max()) or 1.0
 
 

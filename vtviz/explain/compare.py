@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +15,7 @@ from vtviz.errors import ConfigError, DataError
 from vtviz.geometry import Geometry, upsample
 from vtviz.models.registry import model_from_config
 from vtviz.statistics import map_overlaps
-from vtviz.tokens import TokenMaps
+from vtviz.tokens import UNREADABLE, TokenMaps
 
 CANVAS = 56
 """Maps of two grids are compared on a canvas of so many rows and columns, which stand for the whole photo."""
@@ -94,7 +93,7 @@ def side_of_epoch(run: str | Path, epoch: int, label: str | None = None) -> Side
             model: Any = model_from_config(card.model, card.config)
         with np.load(folder / f"epoch{epoch:04d}.npz", allow_pickle=False) as stored:
             arrays = {name: stored[name].astype(np.float32) for name in stored.files}
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+    except (*UNREADABLE, ValueError) as error:
         raise DataError(f"{folder}: epoch {epoch} is damaged: {' '.join(str(error).split())}") from None
     strides = dict(zip(arrays, model.token_strides, strict=False))
     if len(arrays) != len(model.token_strides) or any(array.ndim != 3 for array in arrays.values()):

@@ -34,11 +34,12 @@ class Curves(NamedTuple):
 
 
 class Interval(NamedTuple):
-    """A mean over images and its 95 % interval."""
+    """A mean over n images and its 95 % interval; of a single image None."""
 
     mean: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
+    n: int
 
 
 def blurred(x: Tensor) -> Tensor:
@@ -94,10 +95,12 @@ def area(curve: np.ndarray) -> np.ndarray:
 
 
 def bootstrap(values: np.ndarray, seed: int = 0) -> Interval:
-    """The mean of one value an image, (n,), and the 2.5 % and 97.5 % quantiles of means of images drawn anew.
+    """The mean of one value an image, (n,), and the 2.5 % and 97.5 % quantiles of means of n images drawn anew.
 
     The same seed draws the same images, so that differences between methods are of pairs.
     """
+    if len(values) == 1:
+        return Interval(float(values[0]), None, None, 1)
     drawn = np.random.default_rng(seed).integers(len(values), size=(ROUNDS, len(values)))
     low, high = np.quantile(np.asarray(values, np.float64)[drawn].mean(axis=1), (0.025, 0.975))
-    return Interval(float(np.mean(values)), float(low), float(high))
+    return Interval(float(np.mean(values)), float(low), float(high), len(values))

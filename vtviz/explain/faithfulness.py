@@ -34,6 +34,7 @@ from vtviz.export import publish, staged
 from vtviz.images import ImageSource
 from vtviz.images import load as load_image
 from vtviz.predictor import Predictor
+from vtviz.tokens import check_index
 
 BASELINES = ("random", "centre")
 """A random map, and a Gaussian on the middle: the same for every model."""
@@ -50,8 +51,9 @@ class MethodFaithfulness:
         method: its name, or one of :data:`BASELINES`.
         deletion: (n, 21) float64, the class's probability after each twentieth of the pixels is gone.
         insertion: (n, 21) float64, the same as they come.
-        randomization: (n,) float64, rank correlation with the map of the network with random weights; NaN where it was
-            not asked for, and for the baselines.
+        randomization: (n,) float64, rank correlation with the map of the network with random weights, others for each
+            image; NaN where one of both maps is constant and ranks nothing, where it was not asked for, and for the
+            baselines.
         seconds: (n,) float64, what each map took.
     """
 
@@ -87,7 +89,7 @@ class Faithfulness:
     seed: int
 
     def summary(self) -> dict[str, dict[str, Interval]]:
-        """Method -> measure -> mean and 95 % interval over the images.
+        """Method -> measure -> mean and 95 % interval over the images that have it.
 
         Measures are the areas ``deletion`` (lower is better) and ``insertion`` (higher is better), both minus those of
         the centre prior on the same images, ``deletion_over_centre`` and ``insertion_over_centre``, and
@@ -103,7 +105,8 @@ class Faithfulness:
                 "insertion_over_centre": area(each.insertion) - area(centre.insertion),
                 "randomization": each.randomization,
             }
-            found[each.method] = {k: bootstrap(v, self.seed) for k, v in values.items() if not np.isnan(v).any()}
+            known = {name: value[~np.isnan(value)] for name, value in values.items()}
+            found[each.method] = {name: bootstrap(value, self.seed) for name, value in known.items() if value.size}
         return found
 
     def to_dict(self) -> dict[str, Any]:
@@ -170,11 +173,12 @@ def measure_faithfulness(
     Args:
         predictor: of any model.
         images: files, for example of :func:`vtviz.explain.faithfulness.pick_images`, or whatever else
-            :func:`vtviz.images.load` takes. One that cannot be read is skipped and named.
+            :func:`vtviz.images.load` takes. One that cannot be read, or of which no pixel is predicted as the target,
+            is skipped and named.
         methods: keys of :data:`~vtviz.explain.explainer.METHODS`; None for all that the model can do.
         target: the class, by index; by default the most probable one of each image, or the one with the most pixels.
         steps: points of the quadrature of integrated gradients.
-        randomize: also make every map with random weights.
+        randomize: also make every map with random weights, others for each image.
         size: as for :meth:`Predictor.extract`.
         crop: likewise.
         seed: of the random maps, the random weights and the bootstrap.
@@ -182,13 +186,14 @@ def measure_faithfulness(
 
     Raises:
         ConfigError: for an option that cannot work, or where Captum is asked for and not installed.
-        DataError: where no image can be read.
+        DataError: where no image is left of several, or the only one cannot be read.
     """
     chosen = check_methods(predictor, methods)
+    if target is not None:
+        check_index("class", target, len(predictor.classes))
     if seed < 0:
         raise ConfigError(f"a seed must be at least 0, got {seed}")
     explainer = Explainer(predictor, steps=steps)
-    random = Explainer(with_random_weights(predictor, seed), steps=steps) if randomize else None
     names = (*chosen, *BASELINES)
     found: dict[str, list[tuple[Curves, float, float]]] = {name: [] for name in names}
     used: list[str] = []
@@ -214,7 +219,15 @@ def measure_faithfulness(
         fitted = predictor.fit((photo.shape[0], photo.shape[1]), size=size, crop=crop)
         image = geo.to_tensor(photo, fitted).to(predictor.device)
         rng = np.random.default_rng((seed, number))
-        measured = _Image(explainer, random, image, predictor.classes, target, rng)
+        # another network for each image: over one that all share, the interval would be that network's
+        random = Explainer(with_random_weights(predictor, seed + number), steps=steps) if randomize else None
+        try:
+            measured = _Image(explainer, random, image, predictor.classes, target, rng)
+        except ConfigError as error:  # no pixel is predicted as the class
+            if len(images) == 1:
+                raise
+            skipped[path] = f"{path}: {error}"
+            continue
         for name, end in zip(names, ends[number * len(names) :], strict=False):
             found[name].append(measured.measure(name, tick))
             tick(end)  # what it cost was an estimate
@@ -277,7 +290,8 @@ class _Image:
             cells, seconds = made.cells, made.seconds
             if self.random is not None:
                 other = self.random.make(name, self.x, self.target, tick).cells
-                same = float(rank_correlation([cells, other])[0, 1])
+                if np.ptp(cells) and np.ptp(other):
+                    same = float(rank_correlation([cells, other])[0, 1])
         probability = partial(self._probability, tick=tick)
         return curves(cells, self.image, self.nothing, self.ends, probability), same, seconds
 

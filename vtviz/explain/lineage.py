@@ -122,20 +122,22 @@ class Lineage:
             return publish(stage, folder, ("attention.npz", "lineage.json"))
 
 
-def slot_names(layers: Sequence[tuple[int, int]]) -> list[list[str]]:
+def slot_names(layers: Sequence[tuple[str, int, int]]) -> list[list[str]]:
     """What the tokens of each layer are called, in the order of their slots.
 
     Args:
-        layers: (kept, new) of each: how many of its tokens come from the layer before, and how many it gathers.
+        layers: (name, kept, new) of each: how many of its tokens come from the layer before, and how many it gathers.
 
     Returns:
         "3" for the one that the layer's map 3 gathered, "kept 12" for the one that map 12 of the layer before did. Just
         "kept" where that layer is not among them.
     """
+    gathered = {name: new for name, _, new in layers}
     names = []
-    for index, (kept, new) in enumerate(layers):
-        first = layers[index - 1][1] - kept if index else None  # T_b of Eq. 5 is the last of the layer before
-        old = ["kept" if first is None else f"kept {first + slot}" for slot in range(kept)]
+    for name, kept, new in layers:
+        before = gathered.get(f"block{int(name.removeprefix('block')) - 1}") if kept else None
+        # T_b of Eq. 5 is the last of the layer before
+        old = ["kept" if before is None else f"kept {before - kept + slot}" for slot in range(kept)]
         names.append([*old, *map(str, range(new))])
     return names
 

@@ -59,7 +59,7 @@ class PixelQuery:
     @property
     def names(self) -> list[list[str]]:
         """What the L tokens of each layer are called; see :func:`vtviz.explain.lineage.slot_names`."""
-        return slot_names([(layer.kept, layer.read_by.shape[1]) for layer in self.layers])
+        return slot_names([(x.name, x.kept, x.read_by.shape[1]) for x in self.layers])
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON data."""
