@@ -1,7 +1,7 @@
 import io
 import os
 import threading
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 
 import cv2
@@ -12,8 +12,8 @@ from PIL import Image
 from vtviz import footage as footage_module
 from vtviz import images
 from vtviz.errors import ImageError
-from vtviz.footage import LIMITS, hushed, open_footage
-from vtviz.images import ImageLimits
+from vtviz.footage import LIMITS, open_footage
+from vtviz.images import ImageLimits, hushed
 
 CODECS = {"avi": "MJPG", "mp4": "mp4v", "webm": "VP80", "mkv": "MJPG", "mov": "mp4v"}
 
@@ -116,6 +116,33 @@ def test_what_is_cut_short_gives_what_there_is(make_video, tmp_path):
     data = webm(make_video)
     path.write_bytes(data[: len(data) * 2 // 3])
     assert 1 <= len(list(open_footage(path).frames())) < 9
+
+
+def test_damaged_videos_say_nothing_and_others_may_speak_meanwhile(make_video, tmp_path, capfd):
+    """What other threads write to stderr while frames are read is not lost."""
+    random, ended = np.random.default_rng(0), threading.Event()
+    written = 0
+
+    def speak():
+        nonlocal written
+        while not ended.is_set():
+            written += os.write(2, b".")
+
+    videos = {path.name: path.read_bytes() for path in map(make_video, CODECS)}
+    speaker = threading.Thread(target=speak)
+    speaker.start()
+    try:
+        for name, data in videos.items():
+            for count in (1, 20, 200):
+                damaged = np.frombuffer(data, np.uint8).copy()
+                damaged[random.integers(12, len(data), count)] = random.integers(256, size=count)
+                (tmp_path / name).write_bytes(damaged.tobytes())
+                with suppress(ImageError):
+                    list(open_footage(tmp_path / name).frames())
+    finally:
+        ended.set()
+        speaker.join()
+    assert capfd.readouterr() == ("", "." * written)
 
 
 def test_names_are_nothing_but_names(make_video, tmp_path, monkeypatch):

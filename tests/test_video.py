@@ -8,8 +8,9 @@ from PIL import Image
 
 from vtviz.errors import ConfigError, ImageError
 from vtviz.film import write_webm
-from vtviz.footage import hushed, open_footage
+from vtviz.footage import open_footage
 from vtviz.geometry import Geometry
+from vtviz.images import hushed
 from vtviz.predictor import Predictor
 from vtviz.render import value_range
 from vtviz.video import write_film

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,8 +20,11 @@ import numpy as np
 
 from vtviz import images
 from vtviz.errors import ImageError
-from vtviz.images import hushed
 from vtviz.suffixes import IMAGE_SUFFIXES
+
+# FFmpeg prints what it finds damaged, frame by frame. OpenCV reads this once, when it opens the process's first video.
+os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+_QUIET = threading.Lock()
 
 MAGIC = re.compile(rb"....ftyp|\x1a\x45\xdf\xa3|RIFF....AVI ", re.DOTALL)
 """First bytes of MP4 and MOV, of WebM and MKV, and of AVI."""
@@ -98,9 +102,8 @@ class Footage:
             for number in range(self.limits.frames):
                 if number and number % TICK == 0:
                     tick()
-                with hushed():
-                    found = video.grab()
-                    picture = video.retrieve()[1] if found and number % every == 0 else None
+                found = video.grab()
+                picture = video.retrieve()[1] if found and number % every == 0 else None
                 if not found:
                     if number == 0:
                         raise ImageError(f"{self.path}: a video without a frame that can be decoded")
@@ -152,6 +155,18 @@ def _natural(path: Path) -> list[tuple[int, str]]:
 
 
 @contextmanager
+def _quiet_opencv() -> Iterator[None]:
+    """OpenCV warns in its log of files that it cannot open. The log's level is the whole process's."""
+    log = cv2.utils.logging
+    with _QUIET:  # two at once would put the wrong level back
+        level = log.setLogLevel(log.LOG_LEVEL_SILENT)
+        try:
+            yield
+        finally:
+            log.setLogLevel(level)
+
+
+@contextmanager
 def _opened(path: Path, limits: FootageLimits) -> Iterator[cv2.VideoCapture]:
     if not path.is_file():
         raise ImageError(f"{path}: no such video file or folder of frames")
@@ -161,7 +176,7 @@ def _opened(path: Path, limits: FootageLimits) -> Iterator[cv2.VideoCapture]:
             wait = limits.seconds * 1000
             options = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, wait, cv2.CAP_PROP_READ_TIMEOUT_MSEC, wait]
             source: Any = file
-            with hushed():
+            with _quiet_opencv():
                 video = cv2.VideoCapture(source, cv2.CAP_FFMPEG, options)
             try:
                 _check_video(path, video)

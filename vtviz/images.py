@@ -307,7 +307,10 @@ _HUSHING = threading.RLock()
 
 @contextmanager
 def hushed() -> Iterator[None]:
-    """Nothing on stderr: libtiff and FFmpeg write there past Python, also where all is well."""
+    """Nothing on stderr: libtiff and OpenCV's video writer write there past Python, also where all is well.
+
+    What other threads write there meanwhile is lost, and a process that is started keeps it so: for moments only.
+    """
     with _HUSHING:  # two at once would put the wrong one back
         try:
             kept = os.dup(2)
