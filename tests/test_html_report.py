@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from vtviz.errors import ConfigError, DataError
+from vtviz.explain.origin import origin
 from vtviz.export import write_extraction
 from vtviz.html_report import Section, report
 from vtviz.predictor import Predictor
@@ -218,9 +219,7 @@ def test_sections_show_note_pictures_and_numbers(write, maps):
 
 def of(maps, **other):
     """What an analysis of the same photo and model says of itself, but for some of it."""
-    own = {"image": maps.source, "model": maps.model, "weights": maps.weights}
-    sizes = {"size": list(maps.geometry.original), "input": list(maps.geometry.input)}
-    return Finding({**own, **sizes, "auc": 0.4321, **other})
+    return Finding({**origin(maps), "auc": 0.4321, **other})
 
 
 @pytest.mark.parametrize(
@@ -232,6 +231,8 @@ def of(maps, **other):
         ({"weights": "0" * 64}, "its weights are '0000"),
         ({"size": [9, 9]}, "its image size is [9, 9]"),
         ({"input": [224, 224]}, "its input size is [224, 224]"),
+        ({"resized": [90, 96]}, "its resized size is [90, 96]"),
+        ({"offset": [0, 9]}, "its crop's offset is [0, 9], that of the report [0, 0]"),
     ],
 )
 def test_an_analysis_of_something_else_is_refused_in_one_line(write, maps, tmp_path, other, line):

@@ -12,6 +12,8 @@ from vtviz.cli import main
 from vtviz.explain.lineage import lineage
 from vtviz.explain.query import query
 
+QUICK = ("--method", "gradient_x_token")
+
 
 @pytest.fixture
 def run(run, tiny_checkpoint, photo):
@@ -187,10 +189,29 @@ def test_report_refuses_what_was_found_of_another_photo_or_model(run, photo, tmp
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("verb", [("ablate",), ("lineage",), ("query", "--at", "30,30"), ("attribute", *QUICK)])
+def test_report_refuses_what_was_found_of_another_crop_or_photo(run, tmp_path, chelsea, verb):
+    """Also where the model's input is as large."""
+    for name, pixels in (("one", chelsea[:90, :90]), ("two", chelsea[90:180, :90])):
+        Image.fromarray(pixels).save(tmp_path / f"{name}.png")
+    one, two = tmp_path / "one.png", tmp_path / "two.png"
+    assert run(*verb, "--crop", "center", "--out", tmp_path / "found", photo=one)[0] == 0
+    (path,) = (tmp_path / "found").glob("*.json")
+    assert json.loads(path.read_text())["input"] == [64, 64]
+    for options, other, said in (
+        ((), one, "its resized size is [73, 73], that of the report [64, 64]"),
+        (("--crop", "center"), two, "its image is"),
+    ):
+        code, out, err = run("report", "--out", tmp_path / "out", "--add", path, *options, photo=other)
+        assert (code, out, err.count("\n")) == (2, "", 1)
+        assert said in err
+    assert run("report", "--out", tmp_path / "out", "--add", path, "--crop", "center", photo=one)[0] == 0
+
+
 def test_report_says_where_a_file_does_not_tell_what_it_is_of(run, tmp_path):
-    assert run("lineage", "--out", tmp_path)[0] == 0
     assert run("query", "--at", "9,9", "--out", tmp_path)[0] == 0
-    for name, silent in (("lineage", True), ("query", False)):
+    (tmp_path / "mine.json").write_text('{"mean": 3}')
+    for name, silent in (("mine", True), ("query", False)):
         assert run("report", "--out", tmp_path / "out", "--add", tmp_path / f"{name}.json")[0] == 0
         assert ("does not say of which photo" in (tmp_path / "out" / "report.html").read_text()) == silent
 

@@ -42,11 +42,17 @@ PHOTO_SIDE = 1280
 FILES = ("report.html", "maps.npz", "manifest.json")
 """What a report consists of."""
 ZIP = "report.zip"
-REPEATED = ("image", "model", "weights", "size", "input", "versions")
+REPEATED = ("image", "model", "weights", "size", "input", "resized", "offset", "versions")
 """What analyses of an image say of themselves and the report says once."""
 OF_MODEL = ("model", "weights", "versions")
 """Likewise of analyses of many images, which have sizes of their own."""
-CALLED = {"weights": "weights are", "size": "image size is", "input": "input size is"}
+CALLED = {
+    "weights": "weights are",
+    "size": "image size is",
+    "resized": "resized size is",
+    "offset": "crop's offset is",
+    "input": "input size is",
+}
 
 
 class Result(Protocol):
@@ -95,7 +101,7 @@ def check_origin(
         DataError: naming the first thing that differs.
     """
     ours: dict[str, Any] = {"image": source, "model": model, "weights": weights}
-    ours |= {"size": list(geometry.original), "input": list(geometry.input)}
+    ours |= {"size" if name == "original" else name: pair for name, pair in geometry.to_dict().items()}
     for key in _repeated(data):
         said, own = data.get(key), ours.get(key)
         if said and own and said != own and not (key == "image" and _same_file(said, own)):

@@ -50,7 +50,7 @@ def lineage(
     result = follow(maps)
     written = {} if out is None else save_lineage(maps, result, out)
     if as_json:
-        print_json({"image": maps.source, "model": maps.model} | result.to_dict() | name_files(written))
+        print_json(result.to_dict() | name_files(written))
     else:
         for line in _sentences(result):
             typer.echo(line)

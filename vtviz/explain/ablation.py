@@ -35,6 +35,7 @@ from vtviz.errors import ConfigError, did_you_mean
 from vtviz.explain.effects import AreaJudge, ClassJudge, Effects, plain
 from vtviz.explain.lineage import slot_names
 from vtviz.explain.onward import Onward
+from vtviz.explain.origin import origin
 from vtviz.explain.target import images_at_once
 from vtviz.export import publish, staged
 from vtviz.images import ImageSource
@@ -109,14 +110,7 @@ class Ablation:
             }
             for x, names in zip(self.layers, self.names, strict=True)
         ]
-        data: dict[str, Any] = {
-            "image": self.source,
-            "model": self.model,
-            "weights": self.weights,
-            "size": list(self.geometry.original),
-            "input": list(self.geometry.input),
-            "layers": layers,
-        }
+        data: dict[str, Any] = {**origin(self), "layers": layers}
         if self.target is None:
             shares = [] if self.areas is None else plain(self.areas)
             return {**data, "classes": [{"label": c, "area": a} for c, a in zip(self.classes, shares, strict=True)]}

@@ -19,6 +19,7 @@ import numpy as np
 
 from vtviz import geometry as geo
 from vtviz.explain.explainer import METHODS, STEPS, Explainer, check_methods, rank_correlation
+from vtviz.explain.origin import origin
 from vtviz.explain.target import choose_target
 from vtviz.export import publish, staged
 from vtviz.images import ImageSource
@@ -113,17 +114,13 @@ class Attributions:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON data, without the maps."""
         return {
-            "image": self.source,
-            "model": self.model,
-            "weights": self.weights,
+            **origin(self),
             "target": {
                 "index": self.target,
                 "label": self.label,
                 "score": self.score,
                 "probability": self.probability,
             },
-            "size": list(self.geometry.original),
-            "input": list(self.geometry.input),
             "methods": [item.to_dict() for item in self.items],
             "agreement": self.agreement.tolist(),
         }

@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 
 from vtviz.errors import ConfigError
+from vtviz.explain.origin import origin
 from vtviz.export import publish, staged
+from vtviz.geometry import Geometry
 from vtviz.models.vt_fpn import LEVELS
 from vtviz.tokens import TokenMaps
 
@@ -75,12 +77,20 @@ class Lineage:
             convolution in its place.
         joint: the layers are levels of a VT-FPN: there are no links between them, but one transformer relates their
             tokens, those of the finest level first.
+        geometry: how the image became the model's input.
+        model: name of the checkpoint.
+        weights: sha256 of the checkpoint's weights; empty for a model that came from none.
+        source: where the image came from, if from a file.
     """
 
     layers: tuple[str, ...]
     tokens: tuple[tuple[LineageToken, ...], ...]
     attention: tuple[np.ndarray | None, ...]
     joint: bool
+    geometry: Geometry
+    model: str
+    weights: str
+    source: str | None
 
     @property
     def links(self) -> tuple[LineageLink, ...]:
@@ -95,6 +105,7 @@ class Lineage:
     def to_dict(self) -> dict[str, Any]:
         """Tokens, links and the heads' mean of the attention, as plain JSON data."""
         return {
+            **origin(self),
             "layers": list(self.layers),
             "joint": self.joint,
             "tokens": [[vars(token) | {"gathered": list(token.gathered)} for token in layer] for layer in self.tokens],
@@ -175,4 +186,4 @@ def lineage(maps: TokenMaps) -> Lineage:
     if joint:
         rows = [each for each in attention if each is not None]
         attention = [np.concatenate(rows, axis=1) if len(rows) == len(attention) else None]
-    return Lineage(names, tuple(tokens), tuple(attention), joint)
+    return Lineage(names, tuple(tokens), tuple(attention), joint, maps.geometry, maps.model, maps.weights, maps.source)

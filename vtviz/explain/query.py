@@ -10,6 +10,7 @@ import numpy as np
 
 from vtviz.errors import ConfigError
 from vtviz.explain.lineage import slot_names
+from vtviz.explain.origin import origin
 from vtviz.geometry import Geometry, interpolation
 from vtviz.tokens import LayerMaps, TokenMaps
 
@@ -46,15 +47,19 @@ class PixelQuery:
         box: (x0, y0, x1, y1): pixels x0 <= x < x1 and y0 <= y < y1 of the original image.
         pixels: how many of them the model saw; the answers are their mean.
         layers: in the order of the forward pass.
-        source: where the image came from, if from a file.
+        geometry: how the image became the model's input.
         model: name of the checkpoint.
+        weights: sha256 of the checkpoint's weights; empty for a model that came from none.
+        source: where the image came from, if from a file.
     """
 
     box: tuple[int, int, int, int]
     pixels: int
     layers: tuple[LayerQuery, ...]
-    source: str | None
+    geometry: Geometry
     model: str
+    weights: str
+    source: str | None
 
     @property
     def names(self) -> list[list[str]]:
@@ -64,8 +69,7 @@ class PixelQuery:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON data."""
         return {
-            "image": self.source,
-            "model": self.model,
+            **origin(self),
             "box": list(self.box),
             "pixels": self.pixels,
             "layers": [x.to_dict() | {"tokens": names} for x, names in zip(self.layers, self.names, strict=True)],
@@ -96,7 +100,7 @@ def query(
     if not len(rows) or not len(columns):
         raise ConfigError(f"the model did not see {_name(at, place)}: the crop cut it off")
     layers = tuple(_ask(layer, rows, columns) for layer in maps.layers)
-    return PixelQuery(place, len(rows) * len(columns), layers, maps.source, maps.model)
+    return PixelQuery(place, len(rows) * len(columns), layers, maps.geometry, maps.model, maps.weights, maps.source)
 
 
 def _check(size: tuple[int, int], at: Sequence[int] | None, box: Sequence[int] | None) -> tuple[int, int, int, int]:
