@@ -87,6 +87,15 @@ def test_dissect_says_what_is_wrong_in_one_line(run, photos, tmp_path):
     assert err.count("\n") == 1
 
 
+@pytest.mark.parametrize("within", ["", "out", "../folders/val/out"])
+def test_dissect_puts_no_pictures_among_the_photos(run, photos, within):
+    before = sorted(photos.rglob("*"))
+    code, text, err = run("dissect", "--data", photos / "folders", "--out", photos / "folders" / within)
+    assert (code, text, err.count("\n")) == (2, "", 1)
+    assert "its pictures would be photos the next time" in err
+    assert sorted(photos.rglob("*")) == before
+
+
 # --- compare
 
 

@@ -24,6 +24,7 @@ from vtviz.console import (
     open_model,
     print_json,
 )
+from vtviz.errors import ConfigError
 
 if TYPE_CHECKING:
     from vtviz.explain.atlas import Atlas
@@ -87,6 +88,8 @@ def dissect(
     from vtviz.explain.dissection import dissect as run
     from vtviz.export import publish, staged
 
+    if out.resolve().is_relative_to(data.resolve()):
+        raise ConfigError(f"--out {out} lies within --data {data}: its pictures would be photos the next time")
     predictor = open_model(model, device, engine=engine, dtype=dtype)
     with counting("Dissecting") as progress:
         atlas = run(
