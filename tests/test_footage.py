@@ -1,8 +1,12 @@
+import errno
 import io
 import os
+import subprocess
+import sys
 import threading
 from contextlib import nullcontext, suppress
 from dataclasses import replace
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -15,6 +19,7 @@ from vtviz.errors import ImageError
 from vtviz.footage import LIMITS, open_footage
 from vtviz.images import ImageLimits, hushed
 
+ROOT = Path(footage_module.__file__).parent.parent
 CODECS = {"avi": "MJPG", "mp4": "mp4v", "webm": "VP80", "mkv": "MJPG", "mov": "mp4v"}
 
 
@@ -143,6 +148,56 @@ def test_damaged_videos_say_nothing_and_others_may_speak_meanwhile(make_video, t
         ended.set()
         speaker.join()
     assert capfd.readouterr() == ("", "." * written)
+
+
+def test_a_damaged_video_does_not_end_the_process(make_video, tmp_path):
+    """A byte of an AVI's index makes FFmpeg seek to before the file's start, and OpenCV died of the error."""
+    path = make_video("avi")
+    data = bytearray(path.read_bytes())
+    data[data.rindex(b"idx1") + 7] |= 0x80
+    path.write_bytes(data)
+    code = f"from vtviz.footage import open_footage; print(len(list(open_footage({str(path)!r}).frames())))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "9\n", "")
+
+
+class _Failing(io.BufferedReader):
+    """A file on a disk that fails a few kilobytes in."""
+
+    def read(self, size=-1, /):
+        if self.tell() > 4096:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return super().read(size)
+
+
+def test_a_disk_that_fails_while_a_video_is_read_is_one_line(make_video, monkeypatch):
+    path = make_video("avi", count=60)
+    footage = open_footage(path)
+    monkeypatch.setattr(Path, "open", lambda path, mode: _Failing(io.FileIO(path)))
+    with pytest.raises(ImageError, match=r"clip\.avi: cannot be read: Input/output error"):
+        list(footage.frames())
+
+
+def test_control_c_ends_the_reading_of_a_video(make_video, tmp_path):
+    """Also while OpenCV reads from the file, which Python's signal would interrupt."""
+    path = make_video("avi", count=400)
+    code = f"""
+import os, signal, threading
+from vtviz import footage
+read = footage._Source.read
+def interrupted(source, size=-1, /):
+    os.kill(os.getpid(), signal.SIGINT)
+    return read(source, size)
+frames = footage.open_footage({str(path)!r}).frames()
+next(frames)
+footage._Source.read = interrupted
+try:
+    list(frames)
+except KeyboardInterrupt:
+    print("stopped", threading.active_count())
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "stopped 1\n", "")
 
 
 def test_names_are_nothing_but_names(make_video, tmp_path, monkeypatch):

@@ -5,11 +5,13 @@ OpenCV gets an open file and never a name, so that none is taken for an address,
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import re
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,12 +100,11 @@ class Footage:
                 path = self.files[number]
                 yield Frame(number, path.name, images.load(path))
             return
-        with _opened(self.path, self.limits) as video:
+        with _opened(self.path, self.limits) as (_, read):
             for number in range(self.limits.frames):
                 if number and number % TICK == 0:
                     tick()
-                found = video.grab()
-                picture = video.retrieve()[1] if found and number % every == 0 else None
+                found, picture = read(number % every == 0)
                 if not found:
                     if number == 0:
                         raise ImageError(f"{self.path}: a video without a frame that can be decoded")
@@ -139,7 +140,7 @@ def open_footage(path: str | os.PathLike[str], limits: FootageLimits = LIMITS) -
         if not files:
             raise ImageError(f"{path}: no images in this folder")
         return Footage(path, files, None, len(files), limits)
-    with _opened(path, limits) as video:
+    with _opened(path, limits) as (video, _):
         fps, count = (float(video.get(key)) for key in (cv2.CAP_PROP_FPS, cv2.CAP_PROP_FRAME_COUNT))
     return Footage(
         path,
@@ -166,22 +167,66 @@ def _quiet_opencv() -> Iterator[None]:
             log.setLogLevel(level)
 
 
+class _Source(io.BufferedIOBase):
+    """A file for OpenCV, which dies of an exception: a damaged video has it seek to before the start, for one.
+
+    Attributes:
+        error: of the disk, where it failed.
+    """
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.error: Exception | None = None
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """The next bytes; none where the disk fails."""
+        try:
+            return self._file.read(-1 if size is None else size)
+        except (OSError, ValueError) as error:  # the latter of a file that is closed
+            self.error = error
+            return b""
+
+    def seek(self, offset: int, whence: int = 0, /) -> int:
+        """The new position, or -1 where there is no such."""
+        try:
+            return self._file.seek(offset, whence)
+        except (OSError, ValueError):
+            return -1
+
+
+Read = Callable[[bool], tuple[bool, np.ndarray | None]]
+"""Goes to the next frame: whether it is wanted -> whether there is one, and if so its pixels, BGR."""
+
+
 @contextmanager
-def _opened(path: Path, limits: FootageLimits) -> Iterator[cv2.VideoCapture]:
+def _opened(path: Path, limits: FootageLimits) -> Iterator[tuple[cv2.VideoCapture, Read]]:
     if not path.is_file():
         raise ImageError(f"{path}: no such video file or folder of frames")
     try:
-        with path.open("rb") as file:
+        # OpenCV works in a thread of its own: in the main one Ctrl-C could be an exception within _Source
+        with path.open("rb") as file, ThreadPoolExecutor(1) as aside:
             _check_file(path, file, limits)
             wait = limits.seconds * 1000
             options = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, wait, cv2.CAP_PROP_READ_TIMEOUT_MSEC, wait]
-            source: Any = file
+            source: Any = _Source(file)
             with _quiet_opencv():
-                video = cv2.VideoCapture(source, cv2.CAP_FFMPEG, options)
+                video = aside.submit(cv2.VideoCapture, source, cv2.CAP_FFMPEG, options).result()
+
+            def step(wanted: bool) -> tuple[bool, np.ndarray | None]:
+                found = video.grab()
+                return found, video.retrieve()[1] if found and wanted else None
+
+            def read(wanted: bool) -> tuple[bool, np.ndarray | None]:
+                done = aside.submit(step, wanted).result()
+                if source.error:
+                    raise source.error
+                return done
+
             try:
                 _check_video(path, video)
-                yield video
+                yield video, read
             finally:
+                aside.shutdown()  # a frame may be on its way
                 video.release()
     except OSError as error:
         raise ImageError(f"{path}: cannot be read: {error.strerror or error}") from None
