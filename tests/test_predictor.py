@@ -246,7 +246,7 @@ def test_segmenters_by_name(tiny_segmenter, chelsea):
     assert DEFAULT_SEGMENTER.startswith("vt_fpn")
 
 
-def test_the_number_of_classes_is_checked(tiny_model):
+def test_the_numbers_of_classes_and_of_channels_are_checked(tiny_model):
     with pytest.raises(ConfigError, match="VTResNet takes images of 1 channels, and photos have 3"):
         Predictor(tiny_model(in_channels=1))
     with pytest.raises(ConfigError, match="VTResNet has 5 classes, got 2 names"):
