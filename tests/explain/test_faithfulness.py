@@ -275,6 +275,12 @@ def test_each_image_has_random_weights_of_its_own(predictor, chelsea):
     assert again.methods[0].randomization == pytest.approx(found.methods[0].randomization[1:], abs=1e-6)
 
 
+def test_two_seeds_have_no_random_weights_in_common(predictor, chelsea):
+    """The next seed would try a measurement again with the same networks, but for one."""
+    measured = [measure_faithfulness(predictor, [chelsea] * 3, ["gradient_x_token"], size=64, seed=s) for s in (0, 1)]
+    assert len({value for found in measured for value in found.methods[0].randomization.tolist()}) == 6
+
+
 def test_a_map_that_ranks_nothing_passes_no_check(predictor, chelsea, monkeypatch):
     def dead(given, seed):
         twin = with_random_weights(given, seed)

@@ -40,6 +40,8 @@ BASELINES = ("random", "centre")
 """A random map, and a Gaussian on the middle: the same for every model."""
 PATH_STEPS = 8
 """Points of the quadrature of integrated gradients: few, for it is done for every image."""
+SEEDS_APART = 1_000_003
+"""Between the random weights' seeds of one seed and the next: more than there are images."""
 Progress = Callable[[int, int], None]
 
 
@@ -220,7 +222,8 @@ def measure_faithfulness(
         image = geo.to_tensor(photo, fitted).to(predictor.device)
         rng = np.random.default_rng((seed, number))
         # another network for each image: over one that all share, the interval would be that network's
-        random = Explainer(with_random_weights(predictor, seed + number), steps=steps) if randomize else None
+        drawn = (seed * SEEDS_APART + number) % 2**32  # PyTorch's generator takes no more of it
+        random = Explainer(with_random_weights(predictor, drawn), steps=steps) if randomize else None
         try:
             measured = _Image(explainer, random, image, predictor.classes, target, rng)
         except ConfigError as error:  # no pixel is predicted as the class
