@@ -5,10 +5,12 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
+from torch import nn
 
 from vtviz.cli import main
+from vtviz.explain import faithfulness
 from vtviz.explain.attribution import attribute
-from vtviz.explain.faithfulness import measure_faithfulness, pick_images
+from vtviz.explain.faithfulness import measure_faithfulness, pick_images, with_random_weights
 from vtviz.predictor import load_model
 
 
@@ -109,6 +111,31 @@ def test_faithfulness_without_random_weights_does_not_speak_of_them(run, photos)
     code, out, _ = run("faithfulness", "--data", photos, "--n", "1", "--method", "grad_cam", "--no-randomize", "--json")
     assert code == 0
     assert "randomization" not in out
+
+
+def test_faithfulness_of_one_photo_has_no_interval(run, photos):
+    code, out, err = run("faithfulness", "--data", photos, "--n", "1", "--method", "gradient_x_token")
+    assert (code, err) == (0, "")
+    (row,) = (line for line in out.splitlines() if line.split()[0] == "gradient_x_token")
+    assert row.count("[–]") == 4
+    code, out, _ = run("faithfulness", "--data", photos, "--n", "1", "--method", "gradient_x_token", "--json")
+    told = json.loads(out)["methods"][0]
+    assert [told[name]["low"] for name in ("deletion", "randomization")] == [None, None]
+
+
+def test_faithfulness_says_of_how_many_photos_a_mean_is(run, photos, monkeypatch):
+    def dead(given, seed):
+        twin = with_random_weights(given, seed)
+        if seed:
+            nn.init.zeros_(twin.model.fc.weight)  # no gradient comes back
+        return twin
+
+    monkeypatch.setattr(faithfulness, "with_random_weights", dead)
+    code, out, err = run("faithfulness", "--data", photos, "--n", "3", "--method", "gradient_x_token")
+    assert (code, err) == (0, "")
+    (row,) = (line for line in out.splitlines() if line.split()[0] == "gradient_x_token")
+    assert row.count("[") == 4
+    assert row.count("[–] of 1") == 1
 
 
 def test_faithfulness_skips_a_bad_image_and_says_so(run, photos):
