@@ -1,5 +1,7 @@
+import io
 import itertools
 import json
+import zipfile
 from dataclasses import replace
 
 import numpy as np
@@ -175,9 +177,14 @@ def test_epochs_that_are_not_there_or_damaged(run, tmp_path):
         side_of_epoch(run, 3)
     with pytest.raises(DataError, match="no token maps of epoch 1; it has none of any"):
         side_of_epoch(tmp_path, 1)
-    whole = bytearray((run / "probe" / "epoch0012.npz").read_bytes())
-    whole[100] ^= 0xFF  # within what is compressed
-    for damaged in (b"nothing", whole):
+    whole = (run / "probe" / "epoch0012.npz").read_bytes()
+    inflated = bytearray(whole)
+    inflated[100] ^= 0xFF  # within what is compressed
+    headless = io.BytesIO()  # an array's header lacks its closing bracket
+    with zipfile.ZipFile(io.BytesIO(whole)) as stored, zipfile.ZipFile(headless, "w") as archive:
+        for name in stored.namelist():
+            archive.writestr(name, stored.read(name).replace(b"}", b" "))
+    for damaged in (b"nothing", inflated, headless.getvalue()):
         (run / "probe" / "epoch0001.npz").write_bytes(damaged)
         with pytest.raises(DataError, match="epoch 1 is damaged"):
             side_of_epoch(run, 1)

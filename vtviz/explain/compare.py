@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -93,7 +94,7 @@ def side_of_epoch(run: str | Path, epoch: int, label: str | None = None) -> Side
             model: Any = model_from_config(card.model, card.config)
         with np.load(folder / f"epoch{epoch:04d}.npz", allow_pickle=False) as stored:
             arrays = {name: stored[name].astype(np.float32) for name in stored.files}
-    except (*UNREADABLE, ValueError) as error:
+    except (*UNREADABLE, ValueError, TokenError) as error:  # the last of an array's header, which is Python
         raise DataError(f"{folder}: epoch {epoch} is damaged: {' '.join(str(error).split())}") from None
     strides = dict(zip(arrays, model.token_strides, strict=False))
     if len(arrays) != len(model.token_strides) or any(array.ndim != 3 for array in arrays.values()):
