@@ -86,6 +86,7 @@ def test_a_slot_is_named_by_the_map_that_gathered_its_token(extract, options):
 def test_without_the_layer_before_a_kept_token_has_no_number():
     assert slot_names([("block1", 2, 1), ("block2", 1, 1)]) == [["kept", "kept", "0"], ["kept 0", "0"]]
     assert slot_names([("block0", 0, 4), ("block2", 2, 2)]) == [list("0123"), ["kept", "kept", "0", "1"]]
+    assert slot_names([("first", 0, 4), ("second", 2, 2)]) == [list("0123"), ["kept", "kept", "0", "1"]]
 
 
 def test_without_dynamic_tokenizers_half_is_kept_and_the_rest_ends(extract):

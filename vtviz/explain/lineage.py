@@ -146,7 +146,8 @@ def slot_names(layers: Sequence[tuple[str, int, int]]) -> list[list[str]]:
     gathered = {name: new for name, _, new in layers}
     names = []
     for name, kept, new in layers:
-        before = gathered.get(f"block{int(name.removeprefix('block')) - 1}") if kept else None
+        number = name.removeprefix("block")
+        before = gathered.get(f"block{int(number) - 1}") if number.isdecimal() else None
         # T_b of Eq. 5 is the last of the layer before
         old = ["kept" if before is None else f"kept {before - kept + slot}" for slot in range(kept)]
         names.append([*old, *map(str, range(new))])
