@@ -120,6 +120,15 @@ def test_a_crop_that_left_no_pixel_s_centre_is_no_traceback(predictor, coffee, t
     assert told["range"] == [None, None]
 
 
+@torch.inference_mode()
+def test_inference_mode_around_it_changes_nothing(found, tiny_model, chelsea):
+    """Also where the model was made in it."""
+    again = attribute(Predictor(tiny_model()), chelsea, size=64, steps=8)
+    assert torch.is_inference_mode_enabled()
+    for ours, theirs in zip(again.items, found.items, strict=True):
+        np.testing.assert_allclose(ours.map, theirs.map, atol=1e-6 * np.abs(theirs.map).max())
+
+
 # --- the methods themselves
 
 

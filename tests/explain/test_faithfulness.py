@@ -313,6 +313,17 @@ def test_a_photo_without_the_class_is_skipped_and_named(tiny_model, chelsea):
         measure_faithfulness(predictor, [chelsea], ["grad_cam"], target=int(index), size=64)
 
 
+@torch.inference_mode()
+def test_inference_mode_around_it_changes_nothing(tiny_model, chelsea):
+    predictor = Predictor(tiny_model())
+    found = measure_faithfulness(predictor, [chelsea], ["gradient_x_token", "integrated_gradients"], size=64)
+    with torch.inference_mode(False):
+        again = measure_faithfulness(predictor, [chelsea], ["gradient_x_token", "integrated_gradients"], size=64)
+    for ours, theirs in zip(found.methods, again.methods, strict=True):
+        np.testing.assert_allclose(ours.deletion, theirs.deletion, atol=1e-6)
+        np.testing.assert_allclose(ours.randomization, theirs.randomization)
+
+
 def test_images_are_picked_evenly_and_by_seed(tmp_path):
     files = [tmp_path / f"{i:03d}.png" for i in range(97)]
     for seed in (0, 1):

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from vtviz import geometry as geo
 from vtviz.explain.explainer import METHODS, STEPS, Explainer, check_methods, rank_correlation
@@ -145,6 +146,7 @@ class Attributions:
             return publish(stage, folder, ("attributions.npz", "attributions.json"))
 
 
+@torch.inference_mode(False)  # it needs gradients, wherever it is called
 def attribute(
     predictor: Predictor,
     image: ImageSource,

@@ -157,6 +157,7 @@ class Faithfulness:
             return publish(stage, folder, ("faithfulness.npz", "faithfulness.json"))
 
 
+@torch.inference_mode(False)  # it needs gradients, wherever it is called
 def measure_faithfulness(
     predictor: Predictor,
     images: Sequence[ImageSource],
