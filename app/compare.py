@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -74,7 +74,7 @@ class CompareTab:
             if epoch not in map(str, self._epochs(name)):
                 raise ConfigError(f"there are no token maps of {str(who)[:80]!r}")
             side = side_of_epoch(self.shelf.source(name), int(epoch), f"{name}, epoch {epoch}")
-            return Looked(str(who), side, [], trained=True)
+            return Looked(str(who), replace(side, source=None), [], trained=True)  # no path of the server's goes out
         predictor = self.shelf.get(name)
         if photo is None:
             raise ConfigError("a photo is needed")

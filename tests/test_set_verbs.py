@@ -114,6 +114,20 @@ def test_compare_two_images(run, photos, tmp_path):
     assert sorted(p["second"] for p in stated["layers"][0]["pairs"]) == list(range(16))
 
 
+def test_compare_tells_two_files_of_one_name_apart(run, photos, tmp_path):
+    first, second = (photos / "masked" / "val" / folder / "0.png" for folder in ("images", "masks"))
+    for pair, labels in (
+        ((first, second), ["images/0.png", "masks/0.png"]),
+        ((first, first), ["0.png", "0.png"]),
+    ):
+        code, text, err = run("compare", *pair, "--out", tmp_path / "out", "--size", 64, "--json")
+        assert (code, err) == (0, "")
+        stated = json.loads(text)
+        assert stated["labels"] == labels
+        assert [side["image"] for side in stated["sides"]] == [str(path) for path in pair]
+        assert [side["model"] for side in stated["sides"]] == ["tiny", "tiny"]
+
+
 def test_compare_two_models(run, photos, tmp_path, tiny_model, tiny_card):
     model = tiny_model("vt_fpn_resnet18")
     palette = ((0, 0, 0),) * 5

@@ -43,7 +43,7 @@ def compare(
     Tokens are matched, layer by layer, so that their maps share as much of their mass as possible; beside that stands
     what they share by chance.
 
-    - [bold]DIR/compare.json[/bold], the pairs, what they share, and what is left over;
+    - [bold]DIR/compare.json[/bold], what was compared, the pairs, what they share, and what is left over;
     - [bold]DIR/compare_LAYER.png[/bold], the pairs one above the other on one colour scale.
 
     [bold]Examples[/bold]
@@ -114,5 +114,15 @@ def _sides(
     names: list[str | None] = [*models] or [None]
     predictors = [open_model(name, device) for name in names]
     seen = [predictor.extract(image, size=size, crop=crop) for predictor in predictors for image in images]
-    labels = [Path(named).name for named in (models if len(models) == 2 else images)]
+    labels = _labels(*(models if len(models) == 2 else images))
     return side_of_maps(seen[0], labels[0]), side_of_maps(seen[1], labels[1])
+
+
+def _labels(first: str, second: str) -> tuple[str, str]:
+    """The names of two files, with as many folders as tell them apart; of the same file twice its name."""
+    parts = Path(first).parts, Path(second).parts
+    for count in range(1, max(map(len, parts)) + 1):
+        one, other = (str(Path(*each[-count:])) for each in parts)
+        if one != other:
+            return one, other
+    return Path(first).name, Path(second).name

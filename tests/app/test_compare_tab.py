@@ -86,6 +86,7 @@ def test_two_epochs_are_those_of_the_run_on_its_photo(tab, shelf):
     assert problem == ""
     assert view["match"]["labels"] == ["runs/mine, epoch 1", "runs/mine, epoch 12"]
     assert view["same"] == {"model": False, "photo": True}
+    assert str(Path(shelf.source("runs/mine")).parent) not in json.dumps(view)  # where the server keeps its runs
     with np.load(Path(shelf.source("runs/mine")) / "probe" / "epoch0012.npz") as stored:
         np.testing.assert_allclose(
             decode_layer(view["sides"][1]["layers"][1])[0] * 196, stored["block1"].astype(np.float32), rtol=1e-6

@@ -6,11 +6,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from vtviz import checkpoints
 from vtviz.errors import CheckpointError, ConfigError, DataError
 from vtviz.explain.compare import Side, SideLayer, compare, list_epochs, side_of_epoch, side_of_maps
 from vtviz.explain.compare_picture import draw_comparison
+from vtviz.explain.origin import origin
 from vtviz.geometry import Geometry
 from vtviz.panels import GAP
 from vtviz.predictor import Predictor
@@ -125,6 +127,18 @@ def test_token_maps_are_compared_as_they_are(tiny_model, chelsea, coffee):
     assert compare(maps[0], side_of_maps(maps[1])).to_dict() == compare(*maps).to_dict()
 
 
+def test_a_comparison_says_of_what_it_is(tiny_model, tiny_card, chelsea, tmp_path):
+    Image.fromarray(chelsea).save(tmp_path / "cat.png")
+    model = tiny_model()
+    predictors = Predictor(model, tiny_card(model, sha256="ab" * 32)), Predictor(model)
+    maps = [each.extract(tmp_path / "cat.png", size=64, crop="center") for each in predictors]
+    said = compare(*maps).to_dict()["sides"]
+    assert said == [origin(each) for each in maps]
+    assert [side["weights"] for side in said] == ["ab" * 32, ""]
+    assert [side["model"] for side in said] == ["tiny", "VTResNet"]
+    assert said[0]["image"] == str(tmp_path / "cat.png")
+
+
 def test_what_cannot_be_compared_is_one_line(tiny_model, chelsea):
     maps = Predictor(tiny_model()).extract(chelsea, size=64)
     with pytest.raises(ConfigError, match="do not hold their image"):
@@ -155,6 +169,9 @@ def test_epochs_of_a_run_are_compared_on_its_photo(run, tiny_model, tiny_card, c
     first, last = side_of_epoch(run, 1), side_of_epoch(run, 12)
     assert (first.label, last.label) == ("run, epoch 1", "run, epoch 12")
     assert side_of_epoch(run, 1, "before").label == "before"
+    (said, _) = compare(first, last).sides
+    assert said["image"] == str(run / "probe" / "image.png")
+    assert (said["model"], said["weights"], said["size"]) == ("tiny", "", [200, 300])  # an epoch's weights are not kept
     maps = Predictor(tiny_model(), tiny_card(tiny_model())).extract(np.ascontiguousarray(chelsea[:200, :300]))
     direct = side_of_maps(maps)
     assert first.geometry == direct.geometry

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tokenize import TokenError
@@ -13,6 +13,7 @@ import torch
 
 from vtviz import checkpoints, images
 from vtviz.errors import ConfigError, DataError
+from vtviz.explain.origin import origin
 from vtviz.geometry import Geometry, upsample
 from vtviz.models.registry import model_from_config
 from vtviz.statistics import map_overlaps
@@ -47,12 +48,18 @@ class Side:
         image: (H, W, 3) uint8 RGB.
         geometry: how the image became the model's input.
         layers: in the order of the forward pass.
+        model: name of the checkpoint.
+        weights: sha256 of the checkpoint's weights; empty where they are not known, as those of an epoch.
+        source: where the image came from, if from a file.
     """
 
     label: str
     image: np.ndarray
     geometry: Geometry
     layers: tuple[SideLayer, ...]
+    model: str = ""
+    weights: str = ""
+    source: str | None = None
 
 
 def side_of_maps(maps: TokenMaps, label: str | None = None) -> Side:
@@ -68,7 +75,7 @@ def side_of_maps(maps: TokenMaps, label: str | None = None) -> Side:
     if maps.image is None:
         raise ConfigError(f"the maps of {maps.source or maps.model} do not hold their image")
     layers = tuple(SideLayer(layer.name, layer.stride, layer.times_uniform()) for layer in maps.layers)
-    return Side(label or maps.model, maps.image, maps.geometry, layers)
+    return Side(label or maps.model, maps.image, maps.geometry, layers, maps.model, maps.weights, maps.source)
 
 
 def side_of_epoch(run: str | Path, epoch: int, label: str | None = None) -> Side:
@@ -99,12 +106,14 @@ def side_of_epoch(run: str | Path, epoch: int, label: str | None = None) -> Side
     strides = dict(zip(arrays, model.token_strides, strict=False))
     if len(arrays) != len(model.token_strides) or any(array.ndim != 3 for array in arrays.values()):
         raise DataError(f"{folder}: epoch {epoch} does not hold the maps of {len(model.token_strides)} layers")
-    image = images.load(folder / "image.png")
+    source = folder / "image.png"
+    image = images.load(source)
     name, array = next(iter(arrays.items()))
     height, width = (side * strides[name] for side in array.shape[1:])
     geometry = Geometry((image.shape[0], image.shape[1]), (height, width), (0, 0), (height, width))
     layers = tuple(SideLayer(name, strides[name], values) for name, values in arrays.items())
-    return Side(label or f"{folder.parent.resolve().name}, epoch {epoch}", image, geometry, layers)
+    label = label or f"{folder.parent.resolve().name}, epoch {epoch}"
+    return Side(label, image, geometry, layers, model=card.name, source=str(source))
 
 
 def list_epochs(run: str | Path) -> list[int]:
@@ -167,15 +176,21 @@ class Comparison:
 
     Attributes:
         labels: of the two sides.
+        sides: image, model and crop of each, as :func:`vtviz.explain.origin.origin` says them.
         layers: the first layers of both, the second ones, ... as far as both have them.
     """
 
     labels: tuple[str, str]
+    sides: tuple[Mapping[str, Any], Mapping[str, Any]]
     layers: tuple[LayerMatch, ...]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON data."""
-        return {"labels": list(self.labels), "layers": [layer.to_dict() for layer in self.layers]}
+        return {
+            "labels": list(self.labels),
+            "sides": [dict(side) for side in self.sides],
+            "layers": [layer.to_dict() for layer in self.layers],
+        }
 
 
 def compare(first: TokenMaps | Side, second: TokenMaps | Side, *, seed: int = 0) -> Comparison:
@@ -213,7 +228,7 @@ def compare(first: TokenMaps | Side, second: TokenMaps | Side, *, seed: int = 0)
                 chance=float(np.mean([_mean(drawn) for drawn in chance])),
             )
         )
-    return Comparison((first.label, second.label), tuple(layers))
+    return Comparison((first.label, second.label), (origin(first), origin(second)), tuple(layers))
 
 
 def _side(given: TokenMaps | Side) -> Side:
