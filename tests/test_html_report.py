@@ -246,6 +246,14 @@ def test_an_analysis_of_something_else_is_refused_in_one_line(write, maps, tmp_p
     assert not (tmp_path / "out" / "report.html").exists()
 
 
+def test_one_side_of_a_comparison_must_be_the_reports(write, maps):
+    ours, others = ({**origin(maps), "model": name} for name in (maps.model, "another"))
+    for sides in ([ours, others], [others, ours], [], 7, [7]):
+        assert "0.432" in write(maps, sections=[Section("One", Finding({"sides": sides, "auc": 0.4321}))]).text
+    with pytest.raises(DataError, match="One: its model is 'another', that of the report"):
+        write(maps, sections=[Section("One", Finding({"sides": [others, others | {"size": [9, 9]}]}))])
+
+
 def test_what_an_analysis_does_not_know_of_itself_is_not_held_against_it(write, maps):
     """On the page a photo has no file, and a model that is being made has no weights' hash yet."""
     unknown = {"image": None, "weights": ""}

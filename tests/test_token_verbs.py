@@ -216,6 +216,18 @@ def test_report_says_where_a_file_does_not_tell_what_it_is_of(run, tmp_path):
         assert ("does not say of which photo" in (tmp_path / "out" / "report.html").read_text()) == silent
 
 
+def test_report_takes_a_comparison_with_another_photo(run, photo, tmp_path, chelsea):
+    others = [tmp_path / f"{name}.png" for name in ("one", "two")]
+    for path in others:
+        Image.fromarray(chelsea[:90, :90]).save(path)
+    for first, code in ((photo, 0), (others[0], 2)):
+        assert run("compare", others[1], "--out", tmp_path, photo=first)[0] == 0
+        found = run("report", "--out", tmp_path / "out", "--add", tmp_path / "compare.json")
+        assert found[0] == code
+    assert "its image is " in found[2]
+    assert "does not say of which photo" not in (tmp_path / "out" / "report.html").read_text()
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
