@@ -25,11 +25,11 @@ import vtviz
 from vtviz.card import Card
 from vtviz.data.classes import make_palette
 from vtviz.drawing import data_address
-from vtviz.errors import ConfigError, DataError
+from vtviz.errors import ConfigError
 from vtviz.explain.lineage import KEPT, MADE, Lineage, lineage
 from vtviz.explain.lineage_picture import lineage_svg
+from vtviz.explain.origin import check_origin, repeated
 from vtviz.export import clear_extraction, publish, staged
-from vtviz.geometry import Geometry
 from vtviz.html_tables import tables
 from vtviz.render import COLORMAPS
 from vtviz.render_labels import label_overlay
@@ -42,17 +42,6 @@ PHOTO_SIDE = 1280
 FILES = ("report.html", "maps.npz", "manifest.json")
 """What a report consists of."""
 ZIP = "report.zip"
-REPEATED = ("image", "model", "weights", "size", "input", "resized", "offset", "versions")
-"""What analyses of an image say of themselves and the report says once."""
-OF_MODEL = ("model", "weights", "versions")
-"""Likewise of analyses of many images, which have sizes of their own."""
-CALLED = {
-    "weights": "weights are",
-    "size": "image size is",
-    "resized": "resized size is",
-    "offset": "crop's offset is",
-    "input": "input size is",
-}
 
 
 class Result(Protocol):
@@ -82,46 +71,6 @@ class Section:
     def data(self) -> Mapping[str, Any]:
         """Plain JSON data."""
         return self.result if isinstance(self.result, Mapping) else self.result.to_dict()
-
-
-def check_origin(
-    name: str, data: Mapping[str, Any], *, source: str | None, model: str, weights: str, geometry: Geometry
-) -> None:
-    """Refuse an analysis of another image or model, which a report would show as that of its own.
-
-    Args:
-        name: of the analysis, for people.
-        data: as its ``to_dict`` gives it. What it does not say, or the report does not know, is not compared.
-        source: the report's image, if from a file.
-        model: the report's, by name.
-        weights: sha256 of the model's weights; empty for a model that came from none.
-        geometry: how the report's image became the model's input.
-
-    Raises:
-        DataError: naming the first thing that differs.
-    """
-    ours: dict[str, Any] = {"image": source, "model": model, "weights": weights}
-    ours |= {"size" if name == "original" else name: pair for name, pair in geometry.to_dict().items()}
-    for key in _repeated(data):
-        said, own = data.get(key), ours.get(key)
-        if said and own and said != own and not (key == "image" and _same_file(said, own)):
-            its = CALLED.get(key, f"{key} is")
-            line = f"{name}: its {its} {said!r:.200}, that of the report {own!r:.200}"
-            raise DataError(f"{line}; make the analysis anew, or leave it out")
-
-
-def _repeated(data: Mapping[str, Any]) -> Sequence[str]:
-    return REPEATED if "image" in data else OF_MODEL
-
-
-def _same_file(said: Any, own: str) -> bool:
-    """As the disk says, where both are there; otherwise by name alone, for folders are moved."""
-    if not isinstance(said, str):
-        return False
-    try:
-        return Path(said).samefile(own)
-    except (OSError, ValueError):
-        return Path(said).name == Path(own).name
 
 
 def report(
@@ -325,7 +274,7 @@ def _section(section: Section) -> str:
         for picture in section.pictures
     )
     data = section.data
-    data = {key: value for key, value in data.items() if key not in _repeated(data)}
+    data = {key: value for key, value in data.items() if key not in repeated(data)}
     return f"<section><h2>{escape(section.title)}</h2>{note}{pictures}{tables(data)}</section>"
 
 

@@ -51,7 +51,8 @@ def report(
 
     vtviz ablate cat.jpg --out out && vtviz report cat.jpg --out out --add out/ablation.json
     """
-    from vtviz.html_report import Section, check_origin
+    from vtviz.explain.origin import check_origin
+    from vtviz.html_report import Section
     from vtviz.html_report import report as write
     from vtviz.images import load
 
@@ -60,7 +61,7 @@ def report(
         data = _read(path)  # first: a folder such as "." has no name to take a suffix
         picture = path.with_suffix(".png")
         pictures = [load(picture)] if picture.is_file() else []
-        note = "" if "model" in data else SILENT
+        note = "" if {"model", "sides"} & data.keys() else SILENT
         sections.append(Section(path.stem.replace("_", " ").capitalize(), data, note, pictures))
     predictor = open_model(model, device)
     photo = predictor.open(image, size=size, crop=crop)
