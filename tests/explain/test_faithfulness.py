@@ -281,11 +281,12 @@ def test_two_seeds_have_no_random_weights_in_common(predictor, chelsea):
     assert len({value for found in measured for value in found.methods[0].randomization.tolist()}) == 6
 
 
-def test_a_map_that_ranks_nothing_passes_no_check(predictor, chelsea, monkeypatch):
+@pytest.mark.parametrize("weight", [0.0, float("nan")])
+def test_a_map_that_ranks_nothing_passes_no_check(predictor, chelsea, monkeypatch, weight):
     def dead(given, seed):
         twin = with_random_weights(given, seed)
         if seed == 1:
-            nn.init.zeros_(twin.model.fc.weight)  # no gradient comes back
+            nn.init.constant_(twin.model.fc.weight, weight)  # no gradient comes back
         return twin
 
     monkeypatch.setattr(faithfulness, "with_random_weights", dead)

@@ -294,7 +294,7 @@ class _Image:
             cells, seconds = made.cells, made.seconds
             if self.random is not None:
                 other = self.random.make(name, self.x, self.target, tick).cells
-                if np.ptp(cells) and np.ptp(other):
+                if np.ptp(cells) > 0 and np.ptp(other) > 0:
                     same = float(rank_correlation([cells, other])[0, 1])
         probability = partial(self._probability, tick=tick)
         return curves(cells, self.image, self.nothing, self.ends, probability), same, seconds
