@@ -249,7 +249,9 @@ def test_an_analysis_of_something_else_is_refused_in_one_line(write, maps, tmp_p
 def test_one_side_of_a_comparison_must_be_the_reports(write, maps):
     ours, others = ({**origin(maps), "model": name} for name in (maps.model, "another"))
     for sides in ([ours, others], [others, ours], [], 7, [7]):
-        assert "0.432" in write(maps, sections=[Section("One", Finding({"sides": sides, "auc": 0.4321}))]).text
+        text = write(maps, sections=[Section("One", Finding({"sides": sides, "auc": 0.4321}))]).text
+        assert "0.432" in text
+        assert "photos/cat.jpg" not in text
     with pytest.raises(DataError, match="One: its model is 'another', that of the report"):
         write(maps, sections=[Section("One", Finding({"sides": [others, others | {"size": [9, 9]}]}))])
 

@@ -274,7 +274,8 @@ def _section(section: Section) -> str:
         for picture in section.pictures
     )
     data = section.data
-    data = {key: value for key, value in data.items() if key not in repeated(data)}
+    hidden = {*repeated(data), "sides"}  # of a comparison: it names its labels, and where the photos lie is nobody's
+    data = {key: value for key, value in data.items() if key not in hidden}
     return f"<section><h2>{escape(section.title)}</h2>{note}{pictures}{tables(data)}</section>"
 
 
