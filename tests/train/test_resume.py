@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from vtviz.train.job import STATE
 from vtviz.train.probe import PROBE
 from vtviz.train.run import train
 
+ROOT = Path(__file__).resolve().parents[2]
 NOISE = ("--set", "mixup=0.2", "--set", "dropout=0.1", "--set", "drop_path=0.1")
 
 
@@ -139,6 +141,38 @@ def test_a_run_goes_on_with_another_weight_decay(tiny_job, was, now):
     train(tiny_job(recipe={"epochs": 2, "weight_decay": now}), resume=True)
     (state,) = torch.load(run / STATE, weights_only=False)["optimizer_states"]
     assert {group["weight_decay"] for group in state["param_groups"]} == {0.0, now}
+
+
+INTERRUPTED = """
+import random, signal, sys
+from pathlib import Path
+import torch
+from vtviz.train.callbacks import AtomicCheckpoints
+
+signal.signal(signal.SIGALRM, signal.default_int_handler)
+chance, path, interrupted = random.Random(0), Path(sys.argv[1]), 0
+state = {str(i): torch.full((50_000,), i) for i in range(40)}
+AtomicCheckpoints().save_checkpoint(state, path)
+for _ in range(100):
+    try:
+        signal.setitimer(signal.ITIMER_REAL, chance.uniform(0.0002, 0.02))
+        AtomicCheckpoints().save_checkpoint(state, path)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    except KeyboardInterrupt:
+        interrupted += 1
+assert all(torch.equal(state[name], value) for name, value in torch.load(path).items())
+print(interrupted > 10)
+"""
+
+
+@pytest.mark.parametrize("name", ["runs", "läufe"])
+def test_ctrl_c_while_the_state_is_written_is_no_crash(tmp_path, name):
+    """PyTorch's writer, in C++, aborted the process where the file that it wrote into was closed before it ended."""
+    (tmp_path / name).mkdir()
+    command = [sys.executable, "-c", INTERRUPTED, str(tmp_path / name / STATE)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "True\n"), done.stderr
+    assert [path.name for path in (tmp_path / name).iterdir()] == [STATE]
 
 
 def test_a_damaged_state_is_one_line(trained_copy, tiny_job):

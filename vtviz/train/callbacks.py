@@ -51,11 +51,11 @@ class AtomicCheckpoints(TorchCheckpointIO):
         """Write ``path``; raises OSError where the disk refuses, with the old version intact."""
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with replacing(target) as file:
-                torch.save(checkpoint, file)
-        except RuntimeError as error:  # what PyTorch makes of a full disk
-            raise OSError(0, " ".join(str(error).split())[:200]) from None
+        # in memory first: PyTorch's writer, in C++, aborts the process where Ctrl-C closed the file that it writes into
+        buffer = io.BytesIO()
+        torch.save(checkpoint, buffer)
+        with replacing(target) as file:
+            file.write(buffer.getbuffer())
 
 
 class RunFolder(Callback):
