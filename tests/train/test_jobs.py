@@ -197,6 +197,29 @@ print("ended by itself")
     assert done.stdout == "ended by itself\n", done.stderr
 
 
+def test_an_interrupt_that_comes_again_as_the_run_has_ended_leaves_no_job_without_a_word(tmp_path):
+    request = {"number": 1, "pid": 0, "born": "", "training": {}}
+    (tmp_path / "job").mkdir()
+    (tmp_path / "job" / REQUEST).write_text(json.dumps(request))
+    code = """
+import os, signal, sys
+from pathlib import Path
+from vtviz.train import jobs
+jobs.STOP_SECONDS = 0.02
+def train(job):
+    model = [[] for _ in range(3_000_000)]  # takes longer to go
+    os.kill(os.getpid(), signal.SIGINT)
+    signal.pause()
+jobs._train = train
+jobs.run_job(Path(sys.argv[1]))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "job")], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads((tmp_path / "job" / STATUS).read_text())["state"] == "cancelled"
+
+
 def test_what_is_active_is_not_deleted_and_what_has_ended_is(jobs, occupied):
     with pytest.raises(ConfigError, match="occupied is running: cancel it first"):
         jobs.delete("occupied")

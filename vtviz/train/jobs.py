@@ -289,12 +289,15 @@ def run_job(folder: Path) -> None:
         signal.signal(number, _stop)  # even where whoever started it ignores them
     status: dict[str, Any] = {"started": 0.0}
     try:
-        with Jobs(folder.parent)._locked():  # noqa: SLF001 - job.json is complete once the lock is free
-            job = _read_job(folder)
-        _wait_for_turn(job)
-        status["started"] = time.time()
-        _train(job)
-        status["state"] = "done"
+        try:
+            with Jobs(folder.parent)._locked():  # noqa: SLF001 - job.json is complete once the lock is free
+                job = _read_job(folder)
+            _wait_for_turn(job)
+            status["started"] = time.time()
+            _train(job)
+            status["state"] = "done"
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)  # while an interrupt is still heard: later it would end this here
     except VtvizError as error:
         status |= {"state": "failed", "error": " ".join(str(error).split())}
     except (KeyboardInterrupt, SystemExit):  # the latter is what Lightning makes of the former
@@ -302,7 +305,6 @@ def run_job(folder: Path) -> None:
     except Exception as error:  # noqa: BLE001 - whatever it was, the job must not seem to run
         traceback.print_exc()
         status |= {"state": "failed", "error": " ".join(f"{type(error).__name__}: {error}".split())[:300]}
-    signal.setitimer(signal.ITIMER_REAL, 0)
     if "error" in status and (folder / CANCEL).is_file():  # what was cut short may end in any error
         status = {"state": "cancelled", "started": status["started"]}
     if "error" in status:
