@@ -272,6 +272,7 @@ WRITERS = {"write_text", "write_bytes", "to_csv", "save", "savez", "savez_compre
 HARMLESS = {"checkpoints.save", "safetensors.torch.save"}
 """The one gate for weights, which is among the files that are looked at; and what makes bytes of them."""
 OTHERS = {
+    ("callbacks.py", "torch.save(checkpoint, buffer)"): "into memory",
     ("jobs.py", "(self.root / '.lock').open('w')"): "a lock, which has no content",
     ("jobs.py", "(folder / LOG).open('ab')"): "a job's process only adds to its log",
     ("module.py", "safetensors.torch.save_file(kept, file)"): "of the batch that ended a run, for people to look at",
