@@ -68,10 +68,12 @@ def table(result: dict[str, Any]) -> str:
 def _interval(value: dict[str, float] | None, *, signed: bool) -> str:
     if value is None:
         return ""
-    if value["low"] is None:  # of a single photo
-        return f"{value['mean']:{'+' if signed else ''}.3f}".replace("-", "−")
-    mean, low, high = (f"{value[key]:{'+' if signed else ''}.3f}".replace("-", "−") for key in ("mean", "low", "high"))
-    return f"{mean} ({low} to {high})"
+    mean, *ends = (
+        f"{value[key]:{'+' if signed else ''}.3f}".replace("-", "−")
+        for key in ("mean", "low", "high")
+        if value[key] is not None  # as of a single photo
+    )
+    return f"{mean} ({' to '.join(ends)})" if ends else mean
 
 
 def _conclude(methods: Sequence[dict[str, Any]]) -> str:
